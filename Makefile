@@ -1,0 +1,62 @@
+# sdshim: `make help` lists what there is. demo and test install what they need themselves.
+
+SHELL := /bin/sh
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PREFIX ?= /usr/local
+DESTDIR ?=
+ROOT ?= self
+CGROUP ?= v2
+DEMO_HOST ?= booted
+N ?= 20
+PYTEST ?= $(PY) -m pytest
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+deps: $(VENV)/ready ## apt packages and the virtual environment (quick the second time)
+
+$(VENV)/ready: pyproject.toml tests/host/packages.py
+	@$(PYTHON) -m tests.host --install-packages
+	@echo "==> virtual environment $(VENV)"
+	@$(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: deps ## a container as a systemd unit, its status, its exit, its trace
+	@$(PY) -m tests.demo --host $(DEMO_HOST) --root $(ROOT) --cgroup $(CGROUP)
+
+lint: deps ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy sdshim tests
+
+unit: deps ## unit tests: pure, seconds, no root
+	$(PYTEST) tests/unit
+
+system: deps ## system tests on a booted host (ROOT=self|trixie|forky CGROUP=v2|v1)
+	$(PYTEST) tests/system --host-root $(ROOT) --host-cgroup $(CGROUP)
+
+test: lint ## lint, unit tests, system tests on this machine's own root
+	$(PYTEST) tests/unit tests/system --host-root self --host-cgroup v2
+
+bench: deps ## sdshim against io.containerd.runc.v2, interleaved, as ratios (N=rounds)
+	@$(PY) -m tests.bench --root $(ROOT) --cgroup $(CGROUP) --rounds $(N)
+
+host: deps ## a shell on a booted host
+	@$(PY) -m tests.host --root $(ROOT) --cgroup $(CGROUP)
+
+proto: ## generate sdshim/pb from proto/
+	proto/generate
+
+install: ## install on this system (PREFIX, DESTDIR)
+	packaging/install.sh --prefix $(PREFIX) $(if $(DESTDIR),--destdir $(DESTDIR))
+
+uninstall: ## remove what install put there
+	packaging/install.sh --uninstall --prefix $(PREFIX) $(if $(DESTDIR),--destdir $(DESTDIR))
+
+clean: ## the virtual environment and caches of tools (host roots: python -m tests.host --clean)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+.PHONY: help deps demo lint unit system test bench host proto install uninstall clean

@@ -1,0 +1,78 @@
+"""The exit hook's record and systemd's exit facts → an ExitStatus.
+
+The record is one line ended by a newline, `INVOCATION_ID PID SERVICE_RESULT EXIT_CODE EXIT_STATUS`,
+`-` for what systemd did not set (units 4). A line without its newline does not count: the hook
+was cut while it wrote.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
+
+CLD_EXITED, CLD_KILLED, CLD_DUMPED = 1, 2, 3
+"""Values of ExecMainCode (waitid's si_code)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """What the exit hook of a unit left behind."""
+
+    invocation_id: str
+    pid: int
+    result: str
+    code: str
+    """``exited``, ``killed``, ``dumped`` or empty: there was no main process."""
+    status: str
+
+    @property
+    def had_process(self) -> bool:
+        """True when the unit had a main process that ended (EXIT_CODE was set)."""
+        return bool(self.code)
+
+    def exit_status(self, time_ns: int) -> ExitStatus:
+        """The exit as containerd counts it; 255 when there is nothing to tell it from."""
+        return ExitStatus(_status(self.code, self.status), time_ns, self.result)
+
+
+def _status(code: str, status: str) -> int:
+    if code == "exited" and status.isdigit():
+        return int(status) & 0xFF
+    if code in ("killed", "dumped"):
+        number = signal_number(status)
+        return 128 + number if number else EXIT_UNKNOWN
+    return EXIT_UNKNOWN
+
+
+def signal_number(name: str) -> int:
+    """Number of a signal by name without SIG (``KILL``, ``RTMIN+3``) or digits; 0 if unknown."""
+    if name.isdigit():
+        return int(name)
+    base, plus, offset = name.removeprefix("SIG").partition("+")
+    if base == "RTMIN" and plus and offset.isdigit():
+        return signal.SIGRTMIN + int(offset)
+    try:
+        return signal.Signals[f"SIG{base}"].value
+    except KeyError:
+        return 0
+
+
+def parse_record(text: str) -> ExitRecord | None:
+    """The record in `text`, or None when it is missing, cut or malformed."""
+    line, newline, _ = text.partition("\n")
+    fields = line.split(" ")
+    if not newline or len(fields) != 5:
+        return None
+    invocation, pid, result, code, status = ("" if f == "-" else f for f in fields)
+    return ExitRecord(invocation, int(pid) if pid.isdigit() else 0, result, code, status)
+
+
+def from_systemd(code: int, status: int, time_ns: int) -> ExitStatus | None:
+    """ExecMainCode/ExecMainStatus as an ExitStatus; None while the process has not ended."""
+    if code == CLD_EXITED:
+        return ExitStatus(status & 0xFF, time_ns)
+    if code in (CLD_KILLED, CLD_DUMPED):
+        return ExitStatus(128 + status, time_ns)
+    return None

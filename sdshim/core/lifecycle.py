@@ -1,0 +1,131 @@
+"""The one table of a process's life: phase × observation → phase, effects.
+
+Pure. Nobody else changes a phase. An exit that is observed while an operation is under way
+(`creating`, `starting`) is *held*: it takes effect when that operation has been decided, so that
+the start event always stands before the exit event. The move into `exited` happens once.
+`diagram()` prints docs/lifecycle.md's table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sdshim.core.model import ExitStatus
+
+
+class Phase(StrEnum):
+    """Where a process is in its life; the values stand in the state files."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    EXITED = "exited"
+    DELETED = "deleted"
+
+
+class Seen(StrEnum):
+    """What can be observed of a process."""
+
+    CREATED = "created"
+    CREATE_FAILED = "create failed"
+    START_BEGUN = "start begun"
+    STARTED = "started"
+    START_FAILED = "start failed"
+    EXITED = "exited"
+    DELETED = "deleted"
+
+
+class Effect(StrEnum):
+    """What an observation makes the daemon do, in this order."""
+
+    PUBLISH_CREATE = "publish /tasks/create"
+    PUBLISH_START = "publish /tasks/start"
+    PUBLISH_EXIT = "publish /tasks/exit"
+    PUBLISH_DELETE = "publish /tasks/delete"
+    ANSWER_WAITS = "answer Wait"
+    FORGET = "forget the task"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One cell of the table: the next phase and its effects."""
+
+    next: Phase
+    effects: tuple[Effect, ...] = ()
+    hold: bool = False
+    """Keep the exit for later instead of acting on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """A process's state: what the table reads and writes."""
+
+    phase: Phase = Phase.CREATING
+    pid: int = 0
+    exit: ExitStatus | None = None
+    """Set when the exit is known, also while it is held back."""
+
+
+class IllegalMove(Exception):
+    """An observation that cannot happen in this phase: a fault of ours, never a client's."""
+
+
+_EXIT = (Effect.PUBLISH_EXIT, Effect.ANSWER_WAITS)
+_P, _S = Phase, Seen
+
+TABLE: Mapping[tuple[Phase, Seen], Move] = MappingProxyType(
+    {
+        (_P.CREATING, _S.CREATED): Move(_P.CREATED, (Effect.PUBLISH_CREATE,)),
+        (_P.CREATING, _S.CREATE_FAILED): Move(_P.DELETED, (Effect.ANSWER_WAITS, Effect.FORGET)),
+        (_P.CREATING, _S.EXITED): Move(_P.CREATING, hold=True),
+        (_P.CREATED, _S.START_BEGUN): Move(_P.STARTING),
+        (_P.CREATED, _S.EXITED): Move(_P.EXITED, _EXIT),
+        (_P.STARTING, _S.STARTED): Move(_P.RUNNING, (Effect.PUBLISH_START,)),
+        (_P.STARTING, _S.START_FAILED): Move(_P.CREATED),
+        (_P.STARTING, _S.EXITED): Move(_P.STARTING, hold=True),
+        (_P.RUNNING, _S.EXITED): Move(_P.EXITED, _EXIT),
+        (_P.EXITED, _S.EXITED): Move(_P.EXITED),
+        (_P.EXITED, _S.DELETED): Move(_P.DELETED, (Effect.PUBLISH_DELETE, Effect.FORGET)),
+        (_P.DELETED, _S.EXITED): Move(_P.DELETED),
+    }
+)
+
+_OPEN = (Phase.CREATING, Phase.STARTING)
+"""Phases in which an exit is held."""
+
+
+def step(
+    life: Life, seen: Seen, *, pid: int = 0, exit: ExitStatus | None = None
+) -> tuple[Life, tuple[Effect, ...]]:
+    """The life after an observation, and what to do about it.
+
+    Raises IllegalMove for a pair that is not in the table.
+    """
+    move = TABLE.get((life.phase, seen))
+    if move is None:
+        raise IllegalMove(f"{seen} seen while {life.phase}")
+    exit_known = life.exit or exit
+    after = replace(life, phase=move.next, pid=pid or life.pid, exit=exit_known)
+    effects = move.effects
+    if exit_known and life.phase in _OPEN and move.next not in (*_OPEN, Phase.DELETED):
+        # The exit was held while this was being decided; it takes effect now, and only now.
+        held = TABLE[(move.next, Seen.EXITED)]
+        after = replace(after, phase=held.next)
+        effects = move.effects + held.effects
+    return after, effects
+
+
+def diagram() -> str:
+    """The table as Markdown, for docs/lifecycle.md."""
+    rows = ["| phase | seen | next | effects |", "|---|---|---|---|"]
+    for (phase, seen), move in TABLE.items():
+        effects = ", ".join(move.effects) or ("exit held" if move.hold else "–")
+        rows.append(f"| {phase} | {seen} | {move.next} | {effects} |")
+    return "\n".join(rows) + "\n"

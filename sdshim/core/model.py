@@ -1,0 +1,102 @@
+"""Values that travel between rooms: frozen, plain, and free of any library's types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+ZERO_TIME_SECONDS = -62135596800
+"""Go's zero time as a Timestamp; what "has not exited" must look like (protocol 3.3)."""
+
+EXIT_UNKNOWN = 255
+"""containerd's own constant for an exit nobody can know (protocol 7.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How and when a process ended. `status` is 0–255, 128+signal for a killed one."""
+
+    status: int
+    time_ns: int
+    """Wall clock, nanoseconds since the epoch."""
+    reason: str = ""
+    """systemd's Result (``success``, ``exit-code``, ``signal``, ``oom-kill`` …), for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One rootfs mount of a CreateTaskRequest (containerd.types.Mount)."""
+
+    type: str
+    source: str
+    target: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stdio:
+    """The client's stream paths; an empty string means the stream was not asked for."""
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """What the options of a task say about the OCI runtime (containerd.runc.v1.Options)."""
+
+    binary: str = "runc"
+    root: str = "/run/containerd/runc"
+    """State root; containerd's namespace is appended."""
+    no_pivot_root: bool = False
+    no_new_keyring: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One containerd event on its way: unique by `seq`, which only grows on a node."""
+
+    seq: int
+    topic: str
+    type: str
+    """Message name, the Any's type_url (no prefix: protocol 4.1)."""
+    payload: bytes
+    time_ns: int
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedReply:
+    """A reply that stands on disk with the state it belongs to, until it has been sent."""
+
+    code: int
+    message: str
+    payload: bytes
+
+
+CallId = tuple[int, int]
+"""(connection serial, stream id): names one call on this node for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a task was created as; never changes."""
+
+    namespace: str
+    id: str
+    token: str
+    bundle: str
+    unit: str
+    slice: str
+    cgroup: str
+    """The container's own cgroup path, from the hierarchy's root."""
+    owns_cgroup: bool
+    """False when the spec named somebody else's cgroup (kubelet's cgroupfs driver)."""
+    containerd: str
+    """ttrpc address of the containerd that wants the events."""
+    runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    stdio: Stdio = field(default_factory=Stdio)
+    rootfs: tuple[Mount, ...] = ()
+    create_call: CallId = (0, 0)
+    traceparent: str = ""

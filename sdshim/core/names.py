@@ -1,0 +1,95 @@
+"""Names: task and exec to unit, slice and path, and back (design 3).
+
+`parse_unit(init_unit(ns, id)) == (ns, id, None)` for every legal id: containerd's ids and
+namespaces match ``^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$`` and have at most 76 bytes
+(containerd pkg/identifiers), so `:` is free for us. In the namespace `-` is written `:`, so the
+first dash after the prefix ends it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sdshim.core.errors import InvalidArgument
+
+PREFIX = "sdshim-"
+SUFFIX = ".service"
+ROOT_SLICE = "sdshim.slice"
+MAX_ID = 76
+
+_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+_PATH_SAFE = re.compile(r"[A-Za-z0-9]")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TaskKey:
+    """What names a task on this node: containerd's namespace and the task's id."""
+
+    namespace: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.id}"
+
+
+def check_id(value: str, what: str = "id") -> str:
+    """Return `value` if containerd would accept it as an identifier, else raise InvalidArgument."""
+    if len(value.encode()) > MAX_ID:
+        raise InvalidArgument(
+            f"{what} {value[:MAX_ID]!r}… is {len(value.encode())} bytes long, {MAX_ID} are allowed"
+        )
+    if not _ID.fullmatch(value):
+        raise InvalidArgument(f"{what} {value!r} is not a legal containerd identifier")
+    return value
+
+
+def init_unit(key: TaskKey) -> str:
+    """The service that is the container."""
+    return f"{PREFIX}{key.namespace.replace('-', ':')}-{key.id}{SUFFIX}"
+
+
+def exec_unit(key: TaskKey, exec_id: str) -> str:
+    """The service of one exec; `:` cannot occur in ids, so names never collide."""
+    return f"{PREFIX}{key.namespace.replace('-', ':')}-{key.id}:{exec_id}{SUFFIX}"
+
+
+def parse_unit(unit: str) -> tuple[TaskKey, str | None] | None:
+    """The task (and exec id) a unit name stands for, or None when the unit is not one of ours."""
+    if not (unit.startswith(PREFIX) and unit.endswith(SUFFIX)):
+        return None
+    namespace, dash, rest = unit[len(PREFIX) : -len(SUFFIX)].partition("-")
+    task_id, colon, exec_id = rest.partition(":")
+    namespace = namespace.replace(":", "-")
+    parts = [namespace, task_id] + ([exec_id] if colon else [])
+    if not dash or not all(_ID.fullmatch(part) for part in parts):
+        return None
+    return TaskKey(namespace, task_id), exec_id if colon else None
+
+
+def namespace_slice(namespace: str) -> str:
+    """The slice of one containerd namespace, below sdshim.slice."""
+    return f"{PREFIX}{namespace.replace('-', ':')}.slice"
+
+
+def slice_path(slice_name: str) -> str:
+    """Cgroup path of a slice: ``a-b.slice`` lives in ``/a.slice/a-b.slice`` (systemd.slice(5))."""
+    stem = slice_name.removesuffix(".slice")
+    if stem == "-":
+        return ""
+    parts = stem.split("-")
+    return "".join(f"/{'-'.join(parts[: n + 1])}.slice" for n in range(len(parts)))
+
+
+def unit_cgroup(slice_name: str, unit: str) -> str:
+    """Cgroup path that systemd gives to `unit` in `slice_name`, from the hierarchy's root."""
+    return f"{slice_path(slice_name)}/{unit}"
+
+
+def unit_path(unit: str) -> str:
+    """D-Bus object path of a unit: every byte but letters and digits becomes ``_xx`` (sd-bus)."""
+    escaped = "".join(
+        c if _PATH_SAFE.match(c) and not (n == 0 and c.isdigit()) else f"_{ord(c):02x}"
+        for n, c in enumerate(unit)
+    )
+    return f"/org/freedesktop/systemd1/unit/{escaped}"

@@ -1,0 +1,114 @@
+"""What stands on disk for one task, and its JSON form (versioned; `host/store.py` writes it).
+
+One record holds {state, events not yet acknowledged, replies not yet sent}, so one atomic write
+commits an operation: after a crash either all of it happened or nothing did. Fields this version
+does not know are kept and written back, so that an older daemon can take over from a newer one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sdshim.core.errors import Internal
+from sdshim.core.lifecycle import Life, Phase
+from sdshim.core.model import (
+    CallId,
+    Event,
+    ExitStatus,
+    Identity,
+    Mount,
+    RecordedReply,
+    RuntimeOptions,
+    Stdio,
+)
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A task as the next daemon will find it."""
+
+    identity: Identity
+    life: Life = field(default_factory=Life)
+    deleting: bool = False
+    events: tuple[Event, ...] = ()
+    replies: dict[CallId, RecordedReply] = field(default_factory=dict)
+    unknown: dict[str, Any] = field(default_factory=dict)
+    """Top-level fields of another version, kept as they were."""
+
+
+def encode(record: Record) -> bytes:
+    """The record as JSON."""
+    document: dict[str, Any] = dict(record.unknown)
+    document.update(
+        version=VERSION,
+        identity=asdict(record.identity),
+        phase=record.life.phase.value,
+        pid=record.life.pid,
+        exit=asdict(record.life.exit) if record.life.exit else None,
+        deleting=record.deleting,
+        events=[{**asdict(e), "payload": _text(e.payload)} for e in record.events],
+        replies=[
+            {"call": call, "code": r.code, "message": r.message, "payload": _text(r.payload)}
+            for call, r in record.replies.items()
+        ],
+    )
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def decode(data: bytes) -> Record:
+    """The record in `data`. Raises Internal when it is not one."""
+    try:
+        return _decode(json.loads(data))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Internal("state file cannot be read", cause=repr(error)) from error
+
+
+def _decode(document: dict[str, Any]) -> Record:
+    known = {"version", "identity", "phase", "pid", "exit", "deleting", "events", "replies"}
+    raw = _known(Identity, document["identity"])
+    raw["runtime"] = RuntimeOptions(**_known(RuntimeOptions, raw["runtime"]))
+    raw["stdio"] = Stdio(**_known(Stdio, raw["stdio"]))
+    raw["rootfs"] = tuple(
+        Mount(**{**_known(Mount, m), "options": tuple(m["options"])}) for m in raw["rootfs"]
+    )
+    raw["create_call"] = _call(raw["create_call"])
+    exit_raw = document["exit"]
+    return Record(
+        identity=Identity(**raw),
+        life=Life(
+            phase=Phase(document["phase"]),
+            pid=int(document["pid"]),
+            exit=ExitStatus(**_known(ExitStatus, exit_raw)) if exit_raw else None,
+        ),
+        deleting=bool(document["deleting"]),
+        events=tuple(
+            Event(**{**_known(Event, e), "payload": base64.b64decode(e["payload"])})
+            for e in document["events"]
+        ),
+        replies={
+            _call(r["call"]): RecordedReply(
+                int(r["code"]), str(r["message"]), base64.b64decode(r["payload"])
+            )
+            for r in document["replies"]
+        },
+        unknown={k: v for k, v in document.items() if k not in known},
+    )
+
+
+def _call(raw: list[int]) -> CallId:
+    conn, stream = raw
+    return int(conn), int(stream)
+
+
+def _text(payload: bytes) -> str:
+    return base64.b64encode(payload).decode()
+
+
+def _known(cls: Any, raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `raw` that this version's dataclass has."""
+    return {k: v for k, v in raw.items() if k in cls.__dataclass_fields__}

@@ -1,0 +1,136 @@
+"""A task → the properties of its transient unit (design 4). Pure.
+
+Each property is (name, D-Bus signature, value) for StartTransientUnit. Exec lines use the `…Ex`
+form with `no-env-expand`: the plain one expands `$` in arguments (units 1, names and texts).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdshim.core.model import Identity, Mount
+
+Property = tuple[str, str, Any]
+ExecLine = tuple[str, list[str], list[str]]
+
+INFINITY = 2**64 - 1
+SUP = "sup"
+"""Cgroup below the unit's own for the runtime and the exit hook: on v2 a cgroup with controllers
+enabled for children cannot hold processes itself (units 5)."""
+DELEGATE_SUBGROUP_SINCE = 254
+MOUNT_ENVIRONMENT = "LIBMOUNT_FORCE_MOUNT2=always"
+"""mount(8) from util-linux 2.39 on cannot take a lowerdir over 255 bytes without it (units 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What of the host shapes a unit."""
+
+    systemd: int
+    unified: bool
+    """cgroup v2 only; False on hybrid v1."""
+    launcher: str
+    """Folder of the launcher's scripts."""
+    mount_program: str = "/bin/mount"
+
+
+@dataclass(frozen=True, slots=True)
+class InitUnit:
+    """All that the init unit of one task is made from."""
+
+    identity: Identity
+    state_dir: str
+    runtime_argv: tuple[str, ...]
+    description: str
+    limits: tuple[tuple[str, int], ...] = ()
+    """(`LimitNOFILE`…, value): what containers inherit when their spec names no rlimits."""
+    stop_signal: int = 15
+    stop_timeout_us: int = 10_000_000
+    start_timeout_us: int = 300_000_000
+
+
+def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
+    """Properties of the service that is the container."""
+    me = unit.identity
+    mounts = [("ExecStartPreEx", "a(sasas)", [_mount_line(m, me.bundle, host) for m in me.rootfs])]
+    properties: list[Property] = [
+        ("Description", "s", unit.description),
+        ("Type", "s", "forking"),
+        ("PIDFile", "s", f"{unit.state_dir}/init.pid"),
+        ("Slice", "s", me.slice),
+        ("Delegate", "b", True),
+        ("After", "as", ["sdshim.target"]),
+        *(mounts if me.rootfs else []),
+        ("ExecStartEx", "a(sasas)", [_create_line(unit, host)]),
+        ("ExecStopPostEx", "a(sasas)", [_hook_line(unit, host)]),
+        ("Environment", "as", _environment(me)),
+        ("StandardInput", "s", "null"),
+        ("StandardOutputFileToAppend", "s", f"{unit.state_dir}/stderr"),
+        ("StandardErrorFileToAppend", "s", f"{unit.state_dir}/stderr"),
+        ("KillMode", "s", "mixed"),
+        ("KillSignal", "i", unit.stop_signal),
+        ("TimeoutStartUSec", "t", unit.start_timeout_us),
+        ("TimeoutStopUSec", "t", unit.stop_timeout_us),
+        ("OOMPolicy", "s", "continue"),
+        ("TasksMax", "t", INFINITY),
+        ("IgnoreSIGPIPE", "b", False),
+        # What has ended is never run again, whoever asks (design 4, Asserts).
+        ("Asserts", "a(sbbs)", [("AssertPathExists", False, True, f"{unit.state_dir}/exit")]),
+        ("CollectMode", "s", "inactive"),
+        ("AddRef", "b", True),
+        ("SyslogIdentifier", "s", me.id),
+        ("LogExtraFields", "aay", _log_fields(me)),
+        *((name, "t", value) for name, value in unit.limits),
+    ]
+    if host.unified and host.systemd >= DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
+        properties.append(("DelegateSubgroup", "s", SUP))
+    return properties
+
+
+def _environment(me: Identity) -> list[str]:
+    return [f"SDSHIM_TOKEN={me.token}", *([MOUNT_ENVIRONMENT] if me.rootfs else [])]
+
+
+def _log_fields(me: Identity) -> list[bytes]:
+    fields = {"CONTAINER_ID": me.id, "CONTAINER_NAMESPACE": me.namespace}
+    return [f"{name}={value}".encode() for name, value in fields.items()]
+
+
+def _line(argv: list[str], *flags: str) -> ExecLine:
+    return argv[0], argv, ["no-env-expand", *flags]
+
+
+def _mount_line(mount: Mount, bundle: str, host: HostFacts) -> ExecLine:
+    """mount(8): no helper lookup, no mtab; `privileged` so that a drop-in which implies a mount
+    namespace cannot hide the mount from the runtime."""
+    words = bind_options(mount)
+    options = ["-o", ",".join(words)] if words else []
+    kind = ["-t", mount.type] if mount.type not in ("", "bind", "rbind") else []
+    argv = [host.mount_program, "-n", "-i", *kind, *options, mount.source, f"{bundle}/rootfs"]
+    return _line(argv, "privileged")
+
+
+def _create_line(unit: InitUnit, host: HostFacts) -> ExecLine:
+    me = unit.identity
+    sup = "-"
+    if host.unified and host.systemd < DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
+        sup = f"/sys/fs/cgroup{me.cgroup.rpartition('/')[0]}/{SUP}"
+    streams = [path or "-" for path in (me.stdio.stdin, me.stdio.stdout, me.stdio.stderr)]
+    argv = [f"{host.launcher}/create", unit.state_dir, sup, *streams, "--", *unit.runtime_argv]
+    return _line(argv)
+
+
+def _hook_line(unit: InitUnit, host: HostFacts) -> ExecLine:
+    return _line([f"{host.launcher}/exit-hook", unit.state_dir], "privileged")
+
+
+def bind_options(mount: Mount) -> tuple[str, ...]:
+    """Options of a bind mount with the word that makes mount(8) bind.
+
+    containerd gives type `bind` with options `rbind` or `bind`; with neither, type alone binds.
+    """
+    if mount.type in ("bind", "rbind") and not {"bind", "rbind"} & set(mount.options):
+        return (mount.type, *mount.options)
+    return mount.options

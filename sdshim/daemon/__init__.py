@@ -1,0 +1,1 @@
+"""Operations (create, start, kill, delete …) as sequences over the rooms, exits, recovery."""

@@ -1,0 +1,180 @@
+"""Create: journal → state folder and token → FIFO ends held → unit → PID file → one record.
+
+Each step can be the last one of this process: a later daemon calls `resume` with the same request
+and judges by what systemd and the disk know (design 5).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdshim.core import spans
+from sdshim.core.errors import AlreadyExists, Canceled, ShimError, UnknownError
+from sdshim.core.lifecycle import Phase, Seen
+from sdshim.core.model import RecordedReply
+from sdshim.core.names import TaskKey
+from sdshim.core.record import Record
+from sdshim.core.unitspec import InitUnit, init_properties
+from sdshim.daemon import exits, plan, streams, teardown
+from sdshim.daemon.task import Task
+from sdshim.host.process import limits_of
+from sdshim.host.store import RUNTIME_COMMAND, STDERR
+from sdshim.pb import task_v2_pb2 as pb
+from sdshim.runtime import bundle, commands
+
+if TYPE_CHECKING:
+    from sdshim.daemon.node import Node
+    from sdshim.daemon.plan import Plan
+    from sdshim.systemd.manager import Job
+    from sdshim.ttrpc.server import Call
+
+log = logging.getLogger(__name__)
+
+
+async def create(node: Node, call: Call, request: pb.CreateTaskRequest) -> bytes:
+    """Make the container; answers when its init waits for Start. Returns CreateTaskResponse."""
+    known = node.tasks.get(TaskKey(call.namespace, request.id))
+    if known is not None:
+        if known.identity.create_call == call.key:
+            return await _resume(node, known, call)
+        raise AlreadyExists(f"task {request.id}: already exists")
+    if call.peer_gone():
+        raise Canceled("the client left before Create had begun")
+    containerd = _containerd(node, call, request.bundle)
+    planned = plan.make(request, call, node.config, containerd)
+    traceparent = spans.current().traceparent
+    planned = replace(planned, identity=replace(planned.identity, traceparent=traceparent))
+    task = Task(node, Record(planned.identity))
+    node.tasks[task.key] = task
+    async with task.lock:
+        try:
+            await _prepare(node, task, planned)
+            job = await _start_unit(node, task, planned, call.peer_pid)
+            return await _finish(node, task, call, await job.wait())
+        except (ShimError, OSError) as error:
+            await _roll_back(node, task)
+            if isinstance(error, ShimError):
+                raise
+            raise UnknownError(f"cannot create {task.key}", cause=str(error)) from error
+
+
+def _containerd(node: Node, call: Call, bundle_path: str) -> str:
+    """Which containerd wants the events: the one whose launcher ran for this bundle; for members
+    of a version-3 pod, the one known for the same peer; else the configured one."""
+    address = bundle.read_start(Path(bundle_path)).get("ttrpc_address", "")
+    if address:
+        node.addresses[call.peer_pid] = address
+    return address or node.addresses.get(call.peer_pid, "") or node.config.containerd_address
+
+
+async def _prepare(node: Node, task: Task, planned: Plan) -> None:
+    me = task.identity
+    folder = Path(me.bundle)
+    node.runtime.create_argv(
+        me, node.store.root
+    )  # an unknown runtime fails before anything is made
+    node.store.make(me)
+    node.store.write(task.record)
+    node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
+    bundle.write(folder, bundle.TOKEN, me.token.encode())
+    if me.owns_cgroup:
+        bundle.set_cgroup(folder, planned.spec, me.cgroup)
+    if me.rootfs:
+        (folder / "rootfs").mkdir(mode=0o711, exist_ok=True)
+    await streams.hold(node, task)
+
+
+async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> Job:
+    me = task.identity
+    state_dir = node.store.folder(me)
+    unit = InitUnit(
+        identity=me,
+        state_dir=str(state_dir),
+        runtime_argv=tuple(node.runtime.create_argv(me, state_dir)),
+        description=planned.description,
+        limits=limits_of(peer_pid),
+        stop_timeout_us=int(node.config.stop_timeout * 1e6),
+        start_timeout_us=int(node.config.create_timeout * 1e6),
+    )
+    with node.tracer.span("systemd.StartTransientUnit", {spans.UNIT: me.unit}):
+        return await node.manager.start_transient(me.unit, init_properties(unit, node.facts))
+
+
+async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
+    """The unit's start job has ended: the container is there, or it is not."""
+    me = task.identity
+    pid = node.store.pid(me)
+    if result != "done" or not pid:
+        raise _explain(node, task, result)
+    payload = pb.CreateTaskResponse(pid=pid).SerializeToString()
+    streams.opened(node, task)
+    task.see(Seen.CREATED, pid=pid, call=call.key, reply=RecordedReply(0, "", payload))
+    exits.watch(node, task)
+    return payload
+
+
+def _explain(node: Node, task: Task, result: str) -> ShimError:
+    """Why the unit did not start, in the runtime's or mount's own words."""
+    me = task.identity
+    folder = node.store.folder(me)
+    printed = node.store.text(me, STDERR)
+    if (folder / commands.LOG).exists() or not me.rootfs or not printed:
+        default = printed or f"unit {me.unit}: start job {result}"
+        return node.runtime.failure(folder, "OCI runtime create failed", default)
+    return UnknownError(f"failed to mount rootfs component: {' '.join(printed.split())}")
+
+
+async def _roll_back(node: Node, task: Task) -> None:
+    """Undo what was made; what cannot be undone is logged, the first error is the client's."""
+    try:
+        await teardown.remove_all(node, task)
+        task.see(Seen.CREATE_FAILED)
+        bundle.write(Path(task.identity.bundle), bundle.DELETED, teardown.response(task))
+    except (ShimError, OSError) as error:
+        log.error("cannot undo a failed Create of %s: %s", task.key, error)
+    node.tasks.pop(task.key, None)
+    node.store.remove(task.identity)
+
+
+async def _resume(node: Node, task: Task, call: Call) -> bytes:
+    """Go on with a Create that an earlier daemon had begun."""
+    async with task.lock:
+        if task.phase is not Phase.CREATING:
+            return pb.CreateTaskResponse(pid=task.pid).SerializeToString()
+        try:
+            return await _finish(node, task, call, await _outcome(node, task, call))
+        except ShimError:
+            await _roll_back(node, task)
+            raise
+
+
+async def _outcome(node: Node, task: Task, call: Call) -> str:
+    """How the start job ended, or ends; the unit is started (again) when there is none."""
+    me = task.identity
+    begun = await node.manager.starting(me.unit)
+    if begun is not None:
+        result = await begun.wait()
+        if result != "gone":
+            return result
+    found = node.store.exit_record(me)
+    if found and found[0].had_process:
+        return "done"
+    if found:
+        return "failed"
+    request = pb.CreateTaskRequest.FromString(call.payload)
+    planned = plan.make(request, call, node.config, me.containerd)
+    planned = replace(planned, identity=me)
+    await teardown.remove_runtime(node, task)
+    bundle.write(Path(me.bundle), bundle.TOKEN, me.token.encode())
+    node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
+    if me.owns_cgroup:
+        bundle.set_cgroup(Path(me.bundle), planned.spec, me.cgroup)
+    if me.rootfs:
+        (Path(me.bundle) / "rootfs").mkdir(mode=0o711, exist_ok=True)
+    await streams.hold(node, task)
+    job = await _start_unit(node, task, planned, call.peer_pid)
+    return await job.wait()

@@ -1,0 +1,87 @@
+"""Delete, and the launcher's Cleanup of a task that containerd has given up."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdshim.core.errors import NotFound, UnknownError
+from sdshim.core.lifecycle import Phase, Seen
+from sdshim.core.model import RecordedReply
+from sdshim.daemon import teardown
+from sdshim.daemon.kill import kill_init
+from sdshim.pb import task_v2_pb2 as pb
+from sdshim.runtime import bundle
+
+if TYPE_CHECKING:
+    from sdshim.core.names import TaskKey
+    from sdshim.daemon.node import Node
+    from sdshim.daemon.task import Task
+    from sdshim.ttrpc.server import Call
+
+KILLED = 128 + signal.SIGKILL
+
+
+async def delete(node: Node, call: Call, task: Task) -> bytes:
+    """Remove a task that has ended, or was never started. Returns DeleteResponse.
+
+    Answers only when the exit hook has ended and the unit is gone: the id can be used again.
+    """
+    async with task.lock:
+        if task.phase is Phase.DELETED:
+            raise NotFound("container not created: not found")
+        if task.phase in (Phase.RUNNING, Phase.STARTING):
+            raise UnknownError("cannot delete a running process")
+        task.note(deleting=True)
+        if task.phase is Phase.CREATED:
+            await _end(task)
+        return await _remove(node, task, call)
+
+
+async def _remove(node: Node, task: Task, call: Call | None) -> bytes:
+    await teardown.remove_all(node, task)
+    payload = teardown.response(task)
+    reply = RecordedReply(0, "", payload)
+    task.see(Seen.DELETED, call=call.key if call else None, reply=reply if call else None)
+    mark(task, payload)
+    node.tasks.pop(task.key, None)
+    task.forget_if_done()
+    return payload
+
+
+async def _end(task: Task) -> None:
+    """SIGKILL to init, and wait until its end is known."""
+    with contextlib.suppress(NotFound):
+        kill_init(task, signal.SIGKILL)
+    await task.exited.wait()
+
+
+def mark(task: Task, payload: bytes) -> None:
+    """Tell the launcher's `delete`, which containerd runs next, that nothing is left to do."""
+    try:
+        bundle.write(Path(task.identity.bundle), bundle.DELETED, payload)
+    except NotFound:
+        return
+
+
+async def cleanup(node: Node, key: TaskKey, token: str) -> bytes:
+    """End and remove the incarnation with this token; a newer task of the same id is not touched.
+
+    containerd asks when it has given the task up, and publishes its exit and delete itself if it
+    still knew it: nothing more is published from here. Returns DeleteResponse.
+    """
+    task = node.tasks.get(key)
+    if task is None or task.identity.token != token:
+        message = pb.DeleteResponse(exit_status=KILLED)
+        message.exited_at.FromNanoseconds(time.time_ns())
+        return message.SerializeToString()
+    task.mute()
+    async with task.lock:
+        if task.phase is Phase.DELETED:
+            return teardown.response(task)
+        if task.phase is not Phase.EXITED:
+            await _end(task)
+        return await _remove(node, task, None)

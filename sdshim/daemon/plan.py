@@ -1,0 +1,143 @@
+"""A CreateTaskRequest → what will be made, with every fault found before anything is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdshim.core import names
+from sdshim.core.errors import InvalidArgument
+from sdshim.core.model import Identity, Mount, RuntimeOptions, Stdio
+from sdshim.pb import runc_pb2
+from sdshim.runtime import bundle
+from sdshim.stdio import fifo
+
+if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
+    from sdshim.core.config import Config
+    from sdshim.pb import task_v2_pb2 as pb
+    from sdshim.ttrpc.server import Call
+
+RUNC_OPTIONS = "containerd.runc.v1.Options"
+GENERIC_OPTIONS = "runtimeoptions.v1.Options"
+OTHER_MOUNT_WORDS = ("uidmap=", "gidmap=", "X-containerd.")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What Create will make."""
+
+    identity: Identity
+    spec: dict[str, Any]
+    description: str
+
+
+def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: str) -> Plan:
+    """Check the request and its bundle. The call's token, which stands in the call log with the
+    request, is the incarnation's. Raises InvalidArgument or NotFound."""
+    key = names.TaskKey(
+        names.check_id(call.namespace, "namespace"), names.check_id(request.id, "container id")
+    )
+    folder = _bundle(request.bundle)
+    if request.terminal:
+        raise InvalidArgument("terminals are not supported yet", hint="run without --tty/-t")
+    if request.checkpoint:
+        raise InvalidArgument("restoring a checkpoint is not supported yet")
+    stdio = Stdio(request.stdin, request.stdout, request.stderr, request.terminal)
+    fifo.check(stdio)
+    spec = bundle.load_spec(folder)
+    unit = names.init_unit(key)
+    slice_name, cgroup, ours = place(spec, key, unit)
+    identity = Identity(
+        namespace=key.namespace,
+        id=key.id,
+        token=call.token.hex(),
+        bundle=str(folder),
+        unit=unit,
+        slice=slice_name,
+        cgroup=cgroup,
+        owns_cgroup=ours,
+        containerd=containerd,
+        runtime=runtime_options(request.options, config.runtime),
+        stdio=stdio,
+        rootfs=tuple(_mount(m) for m in request.rootfs),
+        create_call=call.key,
+    )
+    return Plan(identity, spec, _description(key, bundle.notes(spec)))
+
+
+def _bundle(path: str) -> Path:
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise InvalidArgument(f"bundle {path!r} is not a clean absolute path")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InvalidArgument(f"bundle {path} is not a directory")
+    return folder
+
+
+def place(spec: dict[str, Any], key: names.TaskKey, unit: str) -> tuple[str, str, bool]:
+    """(slice, container's cgroup, whether it is ours) for a spec's cgroupsPath (design 4).
+
+    Empty, `/<ns>/<id>`, `/docker/<id>` and `slice:prefix:name` are ours; another absolute path is
+    somebody else's and honoured as given.
+    """
+    path = bundle.cgroups_path(spec)
+    slice_name = names.namespace_slice(key.namespace)
+    parts = path.split(":")
+    if len(parts) == 3 and parts[0].endswith(".slice"):
+        slice_name = parts[0]
+    elif path.startswith("/") and path not in (f"/{key.namespace}/{key.id}", f"/docker/{key.id}"):
+        return slice_name, path, False
+    return slice_name, f"{names.unit_cgroup(slice_name, unit)}/container", True
+
+
+def runtime_options(options: AnyMessage, default_runtime: str) -> RuntimeOptions:
+    """The options of the task. Raises InvalidArgument naming a type that is not understood."""
+    result = RuntimeOptions(binary=default_runtime)
+    kind = options.type_url.removeprefix("type.googleapis.com/")
+    if not kind or (kind == GENERIC_OPTIONS and not options.value):
+        return result
+    if kind != RUNC_OPTIONS:
+        raise InvalidArgument(f"options of type {kind!r} are not supported (yet)")
+    message = runc_pb2.Options()
+    try:
+        message.ParseFromString(options.value)
+    except Exception as error:  # protobuf's DecodeError has another home in each runtime
+        raise InvalidArgument(f"options of type {kind} cannot be decoded") from error
+    if message.root and not message.root.startswith("/"):
+        raise InvalidArgument(f"options: root {message.root!r} is not an absolute path")
+    return replace(
+        result,
+        binary=message.binary_name or default_runtime,
+        root=message.root or result.root,
+        no_pivot_root=message.no_pivot_root,
+        no_new_keyring=message.no_new_keyring,
+    )
+
+
+def _mount(mount: Any) -> Mount:
+    options = tuple(mount.options)
+    if mount.target.strip("/"):
+        raise InvalidArgument(f"rootfs mount with target {mount.target!r} is not supported yet")
+    if mount.type.startswith(("fuse.", "fuse3.")):
+        raise InvalidArgument(f"rootfs mount of type {mount.type!r} is not supported yet")
+    for word in options:
+        if word.startswith(OTHER_MOUNT_WORDS):
+            raise InvalidArgument(f"rootfs mount option {word!r} is not supported yet")
+    return Mount(mount.type, mount.source, "", options)
+
+
+def _description(key: names.TaskKey, notes: dict[str, str]) -> str:
+    """`systemctl status`'s first line: containerd's name, then image, pod and container name."""
+    words = [
+        notes.get(name, "")
+        for name in (
+            "io.kubernetes.cri.image-name",
+            "io.kubernetes.cri.sandbox-name",
+            "io.kubernetes.cri.container-name",
+        )
+    ]
+    extra = ", ".join(word for word in words if word)
+    return f"Container {key}" + (f" ({extra})" if extra else "")

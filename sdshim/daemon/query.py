@@ -1,0 +1,77 @@
+"""Calls that change nothing: State, Pids, Connect; answered from memory, at once."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import sdshim
+from sdshim.core.lifecycle import Phase
+from sdshim.daemon import exits
+from sdshim.daemon.teardown import set_time
+from sdshim.host import cgroup
+from sdshim.pb import task_types_pb2
+from sdshim.pb import task_v2_pb2 as pb
+
+if TYPE_CHECKING:
+    from sdshim.core.model import ExitStatus
+    from sdshim.core.names import TaskKey
+    from sdshim.daemon.node import Node
+    from sdshim.daemon.task import Task
+
+STATUS = {
+    Phase.CREATING: task_types_pb2.UNKNOWN,
+    Phase.CREATED: task_types_pb2.CREATED,
+    Phase.STARTING: task_types_pb2.CREATED,
+    Phase.RUNNING: task_types_pb2.RUNNING,
+    Phase.EXITED: task_types_pb2.STOPPED,
+    Phase.DELETED: task_types_pb2.STOPPED,
+}
+
+
+def state(task: Task) -> bytes:
+    """StateResponse; the pid stays after the exit (protocol 3.2)."""
+    me = task.identity
+    message = pb.StateResponse(
+        id=me.id,
+        bundle=me.bundle,
+        pid=task.pid,
+        status=STATUS[task.phase],
+        stdin=me.stdio.stdin,
+        stdout=me.stdio.stdout,
+        stderr=me.stdio.stderr,
+        terminal=me.stdio.terminal,
+        exit_status=task.exit.status if task.exit else 0,
+    )
+    set_time(message.exited_at, task.exit)
+    return message.SerializeToString()
+
+
+def pids(task: Task) -> bytes:
+    """PidsResponse: every process in the container's cgroup; init's pid when it has ended, so
+    that containerd keeps a stopped task over its own restart (protocol 1.7)."""
+    found = [] if exits.is_over(task) else cgroup.pids(task.identity.cgroup)
+    processes = [task_types_pb2.ProcessInfo(pid=pid) for pid in found or [task.pid]]
+    return pb.PidsResponse(processes=processes).SerializeToString()
+
+
+def connect(node: Node, key: TaskKey) -> bytes:
+    """ConnectResponse; an unknown task is a success with pid 0 (protocol 3.4)."""
+    task = node.tasks.get(key)
+    message = pb.ConnectResponse(
+        shim_pid=os.getpid(), task_pid=task.pid if task else 0, version=sdshim.__version__
+    )
+    return message.SerializeToString()
+
+
+async def wait(task: Task) -> bytes:
+    """WaitResponse, once the exit is known; any number of times until Delete."""
+    await task.exited.wait()
+    return wait_response(task.record.life.exit)
+
+
+def wait_response(exit: ExitStatus | None) -> bytes:
+    """WaitResponse of an exit."""
+    message = pb.WaitResponse(exit_status=exit.status if exit else 0)
+    set_time(message.exited_at, exit)
+    return message.SerializeToString()

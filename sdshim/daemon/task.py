@@ -1,0 +1,156 @@
+"""One task in memory: its record on disk, its lock, the process watched, the FIFO ends held.
+
+`see()` is the only way a task's phase changes: it asks the lifecycle table, writes ONE record
+{state, events, reply} and only then acts: events to the publisher, waiters woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sdshim.core import lifecycle
+from sdshim.core.errors import ShimError
+from sdshim.core.lifecycle import Effect, Phase, Seen
+from sdshim.core.names import TaskKey
+from sdshim.daemon import events
+from sdshim.stdio.fifo import Held
+
+if TYPE_CHECKING:
+    from sdshim.core.model import CallId, Event, ExitStatus, Identity, RecordedReply
+    from sdshim.core.record import Record
+    from sdshim.daemon.node import Node
+    from sdshim.host.process import Watched
+
+log = logging.getLogger(__name__)
+
+PUBLISH = {
+    Effect.PUBLISH_CREATE: events.created,
+    Effect.PUBLISH_START: events.started,
+    Effect.PUBLISH_EXIT: events.exited,
+    Effect.PUBLISH_DELETE: events.deleted,
+}
+
+
+class Task:
+    """A container's init process on this node."""
+
+    def __init__(self, node: Node, record: Record) -> None:
+        self._node = node
+        self.record = record
+        self.lock = asyncio.Lock()
+        """Create, Start and Delete are serial; State, Wait, Kill, Pids never take it."""
+        self.exited = asyncio.Event()
+        if record.life.phase in (Phase.EXITED, Phase.DELETED):
+            self.exited.set()
+        self.watched: Watched | None = None
+        self.held = Held()
+        self.muted = False
+        """True when containerd has given the task up and publishes its end itself."""
+
+    @property
+    def identity(self) -> Identity:
+        """What it was created as."""
+        return self.record.identity
+
+    @property
+    def key(self) -> TaskKey:
+        """Namespace and id."""
+        return TaskKey(self.identity.namespace, self.identity.id)
+
+    @property
+    def phase(self) -> Phase:
+        """Where it is in its life."""
+        return self.record.life.phase
+
+    @property
+    def pid(self) -> int:
+        """Pid of the init process; stays after its exit."""
+        return self.record.life.pid
+
+    @property
+    def exit(self) -> ExitStatus | None:
+        """How it ended; None while that is unknown or held back."""
+        return self.record.life.exit if self.exited.is_set() else None
+
+    def see(
+        self,
+        seen: Seen,
+        *,
+        pid: int = 0,
+        exit: ExitStatus | None = None,
+        call: CallId | None = None,
+        reply: RecordedReply | None = None,
+    ) -> None:
+        """Move on by an observation and commit it, with the reply it is the reason for.
+
+        Raises ResourceExhausted when the record cannot be written; nothing has changed then.
+        """
+        life, effects = lifecycle.step(self.record.life, seen, pid=pid, exit=exit)
+        fresh = [] if self.muted else self._events(life, effects)
+        replies = dict(self.record.replies)
+        if call and reply:
+            replies[call] = reply
+            self._node.unsent[call] = self
+        changed = replace(
+            self.record, life=life, events=(*self.record.events, *fresh), replies=replies
+        )
+        self._commit(changed, forced=seen is Seen.EXITED)
+        for event in fresh:
+            self._node.publisher.publish(self, event)
+        if Effect.ANSWER_WAITS in effects:
+            self.exited.set()
+
+    def note(self, *, deleting: bool) -> None:
+        """Commit that Delete has begun."""
+        self._commit(replace(self.record, deleting=deleting))
+
+    def replied(self, call: CallId) -> None:
+        """A recorded reply has been sent; it leaves the record with the next commit."""
+        self.record.replies.pop(call, None)
+        self.forget_if_done()
+
+    def acknowledged(self, seq: int) -> None:
+        """containerd has the event; it leaves the record with the next commit."""
+        rest = tuple(e for e in self.record.events if e.seq != seq)
+        self.record = replace(self.record, events=rest)
+        self.forget_if_done()
+
+    def mute(self) -> None:
+        """containerd has given the task up: nothing more is published for it."""
+        self.muted = True
+        self._node.publisher.drop(self)
+        self.record = replace(self.record, events=())
+
+    def close(self) -> None:
+        """Let go of descriptors; what is in the fd store stays there."""
+        if self.watched:
+            self.watched.close()
+        self.held.close_all()
+
+    def forget_if_done(self) -> None:
+        """A deleted task leaves the disk when its last event and its last reply are out."""
+        if self.phase is Phase.DELETED and not self.record.events and not self.record.replies:
+            self._node.store.remove(self.identity)
+
+    def _commit(self, changed: Record, *, forced: bool = False) -> None:
+        """Write, then take over. An exit is a fact: it is taken over even when /run is full."""
+        try:
+            self._node.store.write(changed)
+        except ShimError as error:
+            if not forced:
+                raise
+            log.error("exit of %s is not on disk: %s", self.key, error)
+        self.record = changed
+
+    def _events(self, life: lifecycle.Life, effects: tuple[Effect, ...]) -> list[Event]:
+        now = time.time_ns()
+        me = self.identity
+        return [
+            PUBLISH[effect](self._node.publisher.next_seq(), me, life, now)
+            for effect in effects
+            if effect in PUBLISH
+        ]

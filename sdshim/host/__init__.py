@@ -1,0 +1,1 @@
+"""The host's own things: files on /run, mounts, cgroups, processes by pidfd."""

@@ -1,0 +1,29 @@
+"""Reading cgroups: which flavour the host has, and which processes are in a container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def unified(root: Path = CGROUP_ROOT) -> bool:
+    """True on cgroup v2, False on hybrid v1."""
+    return (root / "cgroup.controllers").exists()
+
+
+def hierarchy(root: Path = CGROUP_ROOT) -> Path:
+    """The hierarchy that systemd keeps its units in: the v2 tree, or name=systemd."""
+    return root if unified(root) else root / "systemd"
+
+
+def pids(cgroup: str, root: Path = CGROUP_ROOT) -> list[int]:
+    """Every process in a cgroup and below it; empty when the cgroup is gone."""
+    top = hierarchy(root) / cgroup.lstrip("/")
+    found: list[int] = []
+    for file in (top / "cgroup.procs", *top.glob("**/*/cgroup.procs")):
+        try:
+            found += [int(line) for line in file.read_text().split()]
+        except OSError:
+            continue
+    return sorted(set(found))

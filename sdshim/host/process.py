@@ -1,0 +1,75 @@
+"""Processes of somebody else by pidfd: told when they end, signalled without a race on the pid."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdshim.core.errors import NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIMITS = {
+    "Max open files": "LimitNOFILE",
+    "Max processes": "LimitNPROC",
+    "Max core file size": "LimitCORE",
+}
+INFINITY = 2**64 - 1
+
+
+class Watched:
+    """A pidfd in the event loop: `ended` is called once when the process has ended.
+
+    The pidfd also carries signals. close() is idempotent.
+    """
+
+    def __init__(self, pid: int, ended: Callable[[], None]) -> None:
+        """Raises ProcessLookupError when the process is gone already."""
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+        self._ended = ended
+        asyncio.get_running_loop().add_reader(self._fd, self._fire)
+
+    def _fire(self) -> None:
+        self.close()
+        self._ended()
+
+    def kill(self, number: int) -> None:
+        """Send a signal. Raises NotFound when the process has ended."""
+        try:
+            signal.pidfd_send_signal(self._fd, number)
+        except (ProcessLookupError, OSError) as error:
+            if isinstance(error, ProcessLookupError) or self._fd < 0:
+                raise NotFound("process already finished: not found") from error
+            raise
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def limits_of(pid: int) -> tuple[tuple[str, int], ...]:
+    """Resource limits of a process as unit properties (`LimitNOFILE`, `LimitNOFILESoft`, …).
+
+    A container whose spec names no rlimits has those of containerd under the stock shim; systemd's
+    defaults (1024 files) would surprise it.
+    """
+    try:
+        text = Path(f"/proc/{pid}/limits").read_text()
+    except OSError:
+        return ()
+    found: list[tuple[str, int]] = []
+    for line in text.splitlines():
+        name = line[:26].strip()
+        values = line[26:].split()
+        if name in LIMITS and len(values) >= 2:
+            soft, hard = (INFINITY if v == "unlimited" else int(v) for v in values[:2])
+            found += [(LIMITS[name], hard), (f"{LIMITS[name]}Soft", soft)]
+    return tuple(found)

@@ -1,0 +1,132 @@
+"""State on disk: one folder per task incarnation, /run/sdshim/t/<ns>/<id>/<token>/.
+
+`task.json` is the record (core/record.py), replaced atomically; beside it lie the files of the
+unit (init.pid, exit, stderr, runtime.log). /run is a tmpfs: it outlives every death but the
+machine's, so nothing is fsynced.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdshim.core import exitrecord, record
+from sdshim.core.errors import Internal, ResourceExhausted, ShimError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sdshim.core.exitrecord import ExitRecord
+    from sdshim.core.model import ExitStatus, Identity
+    from sdshim.core.record import Record
+
+RECORD = "task.json"
+EXIT = "exit"
+STDERR = "stderr"
+RUNTIME_COMMAND = "runtime"
+CLEANED = "cleaned"
+"""Written by the launcher's `delete` when it had to clean up without the daemon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A state folder whose record cannot be read."""
+
+    folder: Path
+    error: ShimError
+
+
+class Store:
+    """The state folders below `root` (default /run/sdshim/t)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, me: Identity) -> Path:
+        """Where the incarnation's files are."""
+        return self.root / me.namespace / me.id / me.token
+
+    def make(self, me: Identity) -> Path:
+        """Make the folder. Raises ResourceExhausted when /run has no room."""
+        folder = self.folder(me)
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise _no_room(folder, error) from error
+        return folder
+
+    def write(self, entry: Record) -> None:
+        """Commit a record: after this the next daemon knows it. Raises ResourceExhausted."""
+        self.put(entry.identity, RECORD, record.encode(entry))
+
+    def put(self, me: Identity, name: str, data: bytes) -> None:
+        """Write one file of the incarnation atomically."""
+        path = self.folder(me) / name
+        replace(path, data)
+
+    def remove(self, me: Identity) -> None:
+        """Forget the incarnation: the record goes first, so that a cut here leaves no half task."""
+        folder = self.folder(me)
+        (folder / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in (folder.parent, folder.parent.parent):
+            try:
+                parent.rmdir()
+            except OSError:
+                break
+
+    def load(self) -> Iterator[Record | Broken]:
+        """Every record on disk, and every folder whose record cannot be used."""
+        for folder in sorted(self.root.glob("*/*/*")):
+            try:
+                yield record.decode((folder / RECORD).read_bytes())
+            except FileNotFoundError:
+                yield Broken(folder, Internal("state folder without a record"))
+            except ShimError as error:
+                yield Broken(folder, error)
+
+    def exit_record(self, me: Identity) -> tuple[ExitRecord, ExitStatus] | None:
+        """What the exit hook left, with its time (the file's mtime); None when there is nothing."""
+        path = self.folder(me) / EXIT
+        try:
+            text = path.read_text(errors="replace")
+            found = exitrecord.parse_record(text)
+            return (found, found.exit_status(path.stat().st_mtime_ns)) if found else None
+        except OSError:
+            return None
+
+    def text(self, me: Identity, name: str) -> str:
+        """The first 16 KiB of a file of the incarnation; empty when it is missing."""
+        try:
+            with (self.folder(me) / name).open("rb") as file:
+                return file.read(16 << 10).decode(errors="replace").strip()
+        except OSError:
+            return ""
+
+    def pid(self, me: Identity) -> int:
+        """The pid in init.pid, 0 when there is none yet."""
+        text = self.text(me, "init.pid")
+        return int(text) if text.isdigit() else 0
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file atomically, owner only. Raises ResourceExhausted when there is no room."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+    except OSError as error:
+        raise _no_room(path, error) from error
+
+
+def _no_room(path: Path, error: OSError) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"cannot write state {path}", cause=str(error), hint="df -h /run; df -i /run; sdshim doctor"
+    )

@@ -1,0 +1,85 @@
+"""The bundle: config.json read, checked, and given the unit's cgroup.
+
+containerd makes the folder (0700) and config.json in it. The file is replaced atomically before
+the unit starts; nothing else of the spec is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from sdshim.core.errors import InvalidArgument, NotFound, ResourceExhausted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = "config.json"
+TOKEN = "sdshim.token"
+START = "sdshim.start"
+DELETED = "sdshim.deleted"
+MAX_CONFIG = 64 << 20
+"""Bytes; far above any real spec, so that a corrupt bundle cannot eat the node's memory."""
+
+
+def load_spec(bundle: Path) -> dict[str, Any]:
+    """The OCI spec. Raises NotFound or InvalidArgument with the file's name and the fault."""
+    path = bundle / CONFIG
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise InvalidArgument(f"{path} is larger than {MAX_CONFIG} bytes")
+        spec = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotFound(f"bundle has no {CONFIG}: {path}: not found") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"{path} is not valid JSON", cause=str(error)) from error
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read", cause=str(error)) from error
+    if not isinstance(spec, dict) or not isinstance(spec.get("linux", {}), dict):
+        raise InvalidArgument(f"{path} is not an OCI runtime spec for Linux")
+    return spec
+
+
+def cgroups_path(spec: dict[str, Any]) -> str:
+    """`linux.cgroupsPath`, empty when the spec names none."""
+    value = (spec.get("linux") or {}).get("cgroupsPath", "")
+    return value if isinstance(value, str) else ""
+
+
+def notes(spec: dict[str, Any]) -> dict[str, str]:
+    """The spec's annotations, text ones only."""
+    raw = spec.get("annotations") or {}
+    return {k: v for k, v in raw.items() if isinstance(v, str)} if isinstance(raw, dict) else {}
+
+
+def set_cgroup(bundle: Path, spec: dict[str, Any], cgroup: str) -> None:
+    """Write config.json anew with `linux.cgroupsPath` = `cgroup`."""
+    linux = spec.get("linux") or {}
+    changed = {**spec, "linux": {**linux, "cgroupsPath": cgroup}}
+    write(bundle, CONFIG, json.dumps(changed, separators=(",", ":")).encode())
+
+
+def write(bundle: Path, name: str, data: bytes) -> None:
+    """Write a file of the bundle atomically, owner only. Raises ResourceExhausted or NotFound."""
+    temporary = bundle / f".{name}.new"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        temporary.rename(bundle / name)
+    except FileNotFoundError as error:
+        raise NotFound(f"bundle {bundle} is gone: not found") from error
+    except OSError as error:
+        raise ResourceExhausted(f"cannot write {name} in {bundle}", cause=str(error)) from error
+
+
+def read_start(bundle: Path) -> dict[str, str]:
+    """What the launcher noted at `start`: `key=value` lines; empty when it did not run (a member
+    of a version-3 pod)."""
+    try:
+        text = (bundle / START).read_text(errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {key: value for key, sep, value in pairs if sep}

@@ -1,0 +1,70 @@
+"""Argument lists of the OCI runtime (protocol 7.1) and what its log says when it fails (7.2). Pure.
+
+`--systemd-cgroup` is never passed: the unit's cgroup is ours, a second unit would own the
+processes (units 5).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdshim.core.model import RuntimeOptions
+
+LOG = "runtime.log"
+PID_FILE = "init.pid"
+
+
+def prefix(binary: str, options: RuntimeOptions, namespace: str, state_dir: str) -> list[str]:
+    """What every call begins with."""
+    root = f"{options.root}/{namespace}"
+    return [binary, "--root", root, "--log", f"{state_dir}/{LOG}", "--log-format", "json"]
+
+
+def create(
+    base: list[str], options: RuntimeOptions, bundle: str, state_dir: str, task_id: str
+) -> list[str]:
+    """`create`: returns when the container's init waits for `start`."""
+    argv = [*base, "create", "--bundle", bundle, "--pid-file", f"{state_dir}/{PID_FILE}"]
+    if options.no_pivot_root:
+        argv.append("--no-pivot")
+    if options.no_new_keyring:
+        argv.append("--no-new-keyring")
+    return [*argv, task_id]
+
+
+def start(base: list[str], task_id: str) -> list[str]:
+    """`start`: lets the waiting init go on."""
+    return [*base, "start", task_id]
+
+
+def delete(base: list[str], task_id: str, *, force: bool = False) -> list[str]:
+    """`delete`; `--force` sleeps 100 ms in runc, so plain comes first (design 4)."""
+    return [*base, "delete", *(["--force"] if force else []), task_id]
+
+
+def exec_fifo(options: RuntimeOptions, namespace: str, task_id: str) -> str:
+    """Path that exists exactly while a created container waits for `start` (runc and crun)."""
+    return f"{options.root}/{namespace}/{task_id}/exec.fifo"
+
+
+def state_path(options: RuntimeOptions, namespace: str, task_id: str) -> str:
+    """The runtime's own folder for a container."""
+    return f"{options.root}/{namespace}/{task_id}"
+
+
+def error_text(log: str, output: str) -> str:
+    """The runtime's own error in full: its log's last `error` entry, else what it printed.
+
+    `log` is a sequence of JSON objects, one a line; lines that are not JSON are passed over.
+    """
+    found = ""
+    for line in log.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+            found = str(entry.get("msg", "")) or found
+    return found or " ".join(output.split())

@@ -1,0 +1,115 @@
+"""The door to the OCI runtime for one task: start and delete, with their failures explained."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdshim.core.errors import ShimError, UnknownError
+from sdshim.runtime import commands, process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sdshim.core.model import Identity
+
+START_LOCK = "start.lock"
+
+
+class OciRuntime:
+    """Runs the OCI runtime for tasks; holds no state of its own."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = process.clean_environment(environment)
+
+    def create_argv(self, me: Identity, state_dir: Path) -> list[str]:
+        """What the unit's ExecStart runs. Raises NotFound for an unknown runtime."""
+        base = self._base(me, state_dir)
+        return commands.create(base, me.runtime, me.bundle, str(state_dir), me.id)
+
+    def command_prefix(self, me: Identity) -> list[str]:
+        """Runtime and state root, for whoever must clean up without us."""
+        return [me.runtime.binary, "--root", f"{me.runtime.root}/{me.namespace}"]
+
+    async def start(self, me: Identity, state_dir: Path) -> None:
+        """`start` under the lock that tells a later daemon whether it still runs."""
+        lock = os.open(state_dir / START_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            argv = commands.start(self._base(me, state_dir), me.id)
+            await self._run(argv, state_dir, "OCI runtime start failed", lock)
+        finally:
+            os.close(lock)
+
+    async def delete(self, me: Identity, state_dir: Path, *, force: bool = False) -> None:
+        """`delete`; a container that the runtime does not know counts as deleted.
+
+        Plain delete can fail while systemd removes the unit's cgroups: the second try finds no
+        cgroup and succeeds (units 2); the third is by force.
+        """
+        if not Path(commands.state_path(me.runtime, me.namespace, me.id)).exists():
+            return
+        failure: ShimError | None = None
+        for forced in (force, force, True):
+            argv = commands.delete(self._base(me, state_dir), me.id, force=forced)
+            try:
+                await self._run(argv, state_dir, "failed to delete task")
+                return
+            except UnknownError as error:
+                if "does not exist" in str(error):
+                    return
+                failure = error
+        assert failure is not None
+        raise failure
+
+    def waits_for_start(self, me: Identity) -> bool:
+        """True while the created container has not been let go."""
+        return Path(commands.exec_fifo(me.runtime, me.namespace, me.id)).exists()
+
+    def failure(self, state_dir: Path, prefix: str, default: str) -> UnknownError:
+        """The error that the runtime's log of this task tells, or `default`."""
+        log = _tail(state_dir / commands.LOG)
+        return UnknownError(f"{prefix}: {commands.error_text(log, '') or default}")
+
+    def _base(self, me: Identity, state_dir: Path) -> list[str]:
+        binary = process.find(me.runtime.binary)
+        return commands.prefix(binary, me.runtime, me.namespace, str(state_dir))
+
+    async def _run(
+        self, argv: list[str], state_dir: Path, prefix: str, lock: int | None = None
+    ) -> None:
+        log = state_dir / commands.LOG
+        log.unlink(missing_ok=True)
+        output = state_dir / "runtime.out"
+        status = await process.run(argv, self._environment, output, lock_fd=lock)
+        if status:
+            text = commands.error_text(_tail(log), _tail(output))
+            detail = text or f"{argv[0]} did not terminate successfully: exit status {status}"
+            raise UnknownError(f"{prefix}: {detail}")
+
+
+async def wait_unlocked(state_dir: Path) -> None:
+    """Wait until a `start` begun by an earlier daemon has ended (its lock is gone)."""
+
+    def wait() -> None:
+        fd = os.open(state_dir / START_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        finally:
+            os.close(fd)
+
+    await asyncio.to_thread(wait)
+
+
+def _tail(path: Path, limit: int = 64 << 10) -> str:
+    """The end of a file, at most `limit` bytes; empty when it is missing."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            return file.read(limit).decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Where a container's streams go: one module per scheme."""

@@ -1,0 +1,95 @@
+"""FIFO streams: the container inherits the FIFOs from its unit, nothing is copied (design 7).
+
+What we hold is only what keeps a FIFO alive, in systemd's fd store, so that it depends on nobody:
+the *read* end of stdout and stderr (no SIGPIPE when the client leaves) and the *write* end of
+stdin (no EOF until CloseIO). While the unit starts, stdin is also held O_RDWR, so that the unit's
+blocking open returns at once even if the client never opens its end. Held ends are never read and
+never polled: a byte read here would be stolen from the client.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdshim.core.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from sdshim.core.model import Stdio
+
+STDIN, STDOUT, STDERR = "in", "out", "err"
+
+
+def check(stdio: Stdio) -> None:
+    """Refuse what cannot be a FIFO or a file. Raises InvalidArgument."""
+    for name in ("stdin", "stdout", "stderr"):
+        path: str = getattr(stdio, name)
+        if not path:
+            continue
+        if "://" in path:
+            scheme = path.partition("://")[0]
+            raise InvalidArgument(
+                f"{name}: {scheme}:// is not supported yet", hint="use FIFO paths (no --log-uri)"
+            )
+        if not path.startswith("/") or "\0" in path:
+            raise InvalidArgument(f"{name}: {path!r} is not an absolute path")
+        if not Path(path).exists():
+            raise InvalidArgument(f"{name}: {path} does not exist")
+
+
+@dataclass(slots=True)
+class Held:
+    """The ends held for one process; each is closed once."""
+
+    ends: dict[str, int] = field(default_factory=dict)
+    opening: int = -1
+    """stdin O_RDWR, until the unit has opened its own end."""
+
+    def opened(self) -> None:
+        """The unit has its stdin: from now on EOF is possible again."""
+        if self.opening >= 0:
+            os.close(self.opening)
+            self.opening = -1
+
+    def close(self, stream: str) -> bool:
+        """Close one end; False when it is not held."""
+        fd = self.ends.pop(stream, -1)
+        if fd >= 0:
+            os.close(fd)
+        return fd >= 0
+
+    def close_all(self) -> list[str]:
+        """Close every end; returns the names that were held."""
+        self.opened()
+        names = list(self.ends)
+        for name in names:
+            self.close(name)
+        return names
+
+
+def hold(stdio: Stdio) -> Held:
+    """Open our ends. Raises InvalidArgument when a path cannot be opened."""
+    held = Held()
+    try:
+        if _is_fifo(stdio.stdin):
+            held.opening = os.open(stdio.stdin, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            held.ends[STDIN] = os.open(stdio.stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        for name, path in ((STDOUT, stdio.stdout), (STDERR, stdio.stderr)):
+            if _is_fifo(path):
+                held.ends[name] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        held.close_all()
+        raise InvalidArgument(
+            f"cannot open a stream: {error.filename}", cause=str(error)
+        ) from error
+    return held
+
+
+def _is_fifo(path: str) -> bool:
+    try:
+        return bool(path) and stat.S_ISFIFO(Path(path).stat().st_mode)
+    except OSError:
+        return False

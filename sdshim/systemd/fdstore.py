@@ -1,0 +1,194 @@
+"""Speaking to the service manager by sd_notify, and keeping descriptors in its fd store.
+
+Owns the way to $NOTIFY_SOCKET (a path or an abstract name) and the descriptors of barriers.
+Messages leave in the order given and at once; should the manager be too busy to take one, it and
+all later ones wait (with copies of their descriptors) until it does, and the loop goes on.
+
+A descriptor is safe only when the manager has read the message that carries it: `keep` sends at
+once and returns an awaitable for that moment, a BARRIER=1 that follows. All `keep` calls of one
+turn of the loop share one barrier. A manager that does not answer (it may be re-executing itself)
+costs a warning, not the service.
+
+Without $NOTIFY_SOCKET everything here does nothing, at once: tests, or a daemon by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from array import array
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+FIRST_FD = 3
+MAX_FDS = 253  # the kernel's limit of one message
+TIMEOUT = 5.0
+_LOG = logging.getLogger(__name__)
+
+
+class FdStore:
+    """The door to the service manager's notification socket."""
+
+    def __init__(
+        self, environ: MutableMapping[str, str] | None = None, *, timeout: float = TIMEOUT
+    ) -> None:
+        self._environ = os.environ if environ is None else environ
+        self._timeout = timeout
+        self._backlog: deque[tuple[bytes, list[int]]] = deque()
+        self._expecting: list[asyncio.Future[None]] = []  # waiting for the barrier to be sent next
+        self._barriers: dict[int, tuple[list[asyncio.Future[None]], asyncio.TimerHandle]] = {}
+        # Taken out of the environment: a child of ours must not speak in our name.
+        address = self._environ.pop("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._sock: socket.socket | None = None
+        if self._address:
+            self._sock = socket.socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a manager to speak to."""
+        return self._sock is not None
+
+    def take(self) -> list[tuple[str, int]]:
+        """The descriptors this process was started with, each with its name, once.
+
+        They are close-on-exec from here on, and the variables that announced them are gone.
+        """
+        taken = [
+            self._environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES", "PIDFDID")
+        ]
+        if taken[0] != str(os.getpid()) or not taken[1].isdigit():
+            return []
+        names = taken[2].split(":")
+        result = []
+        for index in range(int(taken[1])):
+            os.set_inheritable(FIRST_FD + index, False)
+            name = names[index] if index < len(names) else "unknown"
+            result.append((name, FIRST_FD + index))
+        return result
+
+    def notify(self, state: str, *fds: int) -> None:
+        """Send one message, e.g. ``READY=1``; several assignments are separated by newlines."""
+        if self._sock is None:
+            return
+        data = state.encode()
+        if not self._backlog:
+            with contextlib.suppress(BlockingIOError):
+                self._send(data, fds)
+                return
+            asyncio.get_running_loop().add_writer(self._sock.fileno(), self._drain)
+        self._backlog.append((data, [os.dup(fd) for fd in fds]))
+
+    def keep(self, name: str, *fds: int, poll: bool = True) -> asyncio.Future[None]:
+        """Put copies into the store under `name`; await the result to know that they are there.
+
+        With `poll` the manager drops a descriptor whose peer has hung up: right for connections,
+        wrong for pipes, terminals and files.
+        """
+        if not name or ":" in name or len(name) > 255 or not name.isprintable():
+            raise ValueError(f"not a name for the fd store: {name!r}")
+        state = f"FDSTORE=1\nFDNAME={name}" + ("" if poll else "\nFDPOLL=0")
+        for start in range(0, len(fds), MAX_FDS):
+            self.notify(state, *fds[start : start + MAX_FDS])
+        return self.barrier()
+
+    def remove(self, name: str) -> None:
+        """Drop all copies of this name from the store."""
+        self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def barrier(self) -> asyncio.Future[None]:
+        """The moment when the manager has dealt with all messages so far."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        if self._sock is None:
+            future.set_result(None)
+            return future
+        if not self._expecting:
+            loop.call_soon(self._send_barrier)
+        self._expecting.append(future)
+        return future
+
+    def close(self) -> None:
+        """Leave the loop and give up all that waits; what the store holds stays there."""
+        for read in list(self._barriers):
+            self._end_barrier(read)
+        for _, fds in self._backlog:
+            for fd in fds:
+                os.close(fd)
+        if self._sock is not None:
+            if self._backlog:
+                asyncio.get_running_loop().remove_writer(self._sock.fileno())
+            self._sock.close()
+            self._sock = None
+        self._backlog.clear()
+        self._resolve(self._expecting)
+        self._expecting = []
+
+    def _send(self, data: bytes, fds: tuple[int, ...] | list[int]) -> None:
+        """One message; only BlockingIOError is for the caller, the rest is said and forgotten."""
+        assert self._sock is not None
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        try:
+            self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL, self._address)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            _LOG.warning("fd store: %s not sent: %s", data.partition(b"\n")[0].decode(), error)
+
+    def _drain(self) -> None:
+        """The manager takes messages again."""
+        assert self._sock is not None
+        while self._backlog:
+            data, fds = self._backlog[0]
+            try:
+                self._send(data, fds)
+            except BlockingIOError:
+                return
+            self._backlog.popleft()
+            for fd in fds:
+                os.close(fd)
+        asyncio.get_running_loop().remove_writer(self._sock.fileno())
+
+    def _send_barrier(self) -> None:
+        """Send a pipe's write end; the manager closes it when it comes to it."""
+        futures, self._expecting = self._expecting, []
+        if self._sock is None:
+            self._resolve(futures)
+            return
+        try:
+            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            _LOG.warning("fd store: no barrier: %s", error)
+            self._resolve(futures)
+            return
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._timeout, self._barrier_late, read)
+        self._barriers[read] = (futures, timer)
+        loop.add_reader(read, self._end_barrier, read)
+        self.notify("BARRIER=1", write)
+        os.close(write)
+
+    def _barrier_late(self, read: int) -> None:
+        _LOG.warning("fd store: the manager has not answered for %g s; going on", self._timeout)
+        self._end_barrier(read)
+
+    def _end_barrier(self, read: int) -> None:
+        futures, timer = self._barriers.pop(read)
+        timer.cancel()
+        asyncio.get_running_loop().remove_reader(read)
+        os.close(read)
+        self._resolve(futures)
+
+    @staticmethod
+    def _resolve(futures: list[asyncio.Future[None]]) -> None:
+        for future in futures:
+            if not future.done():
+                future.set_result(None)

@@ -1,0 +1,49 @@
+"""The booted host of the session, and the check that each test leaves it clean."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.host import CannotBoot, Host
+from tests.system.client import Ctr
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """One host for all system tests; a machine that cannot boot one skips, CI fails."""
+    root = request.config.getoption("--host-root")
+    cgroup = request.config.getoption("--host-cgroup")
+    try:
+        booted = Host(root=root, cgroup=cgroup)
+        booted.__enter__()
+    except CannotBoot as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no host: {error}")
+    try:
+        yield booted
+    finally:
+        booted.stop()
+
+
+@pytest.fixture
+def ctr(host: Host) -> Ctr:
+    """ctr with our runtime, in the namespace `default`."""
+    return Ctr(host)
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No unit, mount, cgroup, process, FIFO or state is left by a test (design 11)."""
+    yield
+    if "host" not in request.fixturenames:
+        return
+    host: Host = request.getfixturevalue("host")
+    left = host.leftovers(wait=5)
+    assert not left, "\n".join(left) + "\n" + host.log_tail(60)

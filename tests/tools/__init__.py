@@ -1,0 +1,1 @@
+"""Programs the tests run beside the daemon; also of use by hand."""

@@ -1,0 +1,229 @@
+"""The unit's sh lines: `create` becomes the OCI runtime, `exit-hook` leaves one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sdshim.core.exitrecord import parse_record
+from sdshim.launcher.cleanup import parse_exit
+from tests.unit.test_launcher_kit import LAUNCHER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Unit:
+    """A state directory and what systemd gives to ExecStart: /dev/null, /dev/null, a file."""
+
+    def __init__(self, root: Path) -> None:
+        self.state = root / "state"
+        self.state.mkdir()
+        self.root = root
+        self.env = {"PATH": f"{root}:/usr/bin:/bin"}
+
+    def create(self, *arguments: str) -> int:
+        with (self.state / "stderr").open("ab") as errors:
+            return subprocess.run(
+                ["/bin/sh", str(LAUNCHER / "create"), str(self.state), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env=self.env,
+                timeout=10,
+                check=False,
+            ).returncode
+
+    def hook(self, state: Path | str, **env: str) -> int:
+        return subprocess.run(
+            ["/bin/sh", str(LAUNCHER / "exit-hook"), str(state)],
+            env=env,
+            timeout=10,
+            check=False,
+        ).returncode
+
+    @property
+    def stderr(self) -> str:
+        return (self.state / "stderr").read_text()
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Unit:
+    return Unit(tmp_path)
+
+
+PRIVATE = """
+NOTIFY_SOCKET LISTEN_FDS LISTEN_PID LISTEN_FDNAMES WATCHDOG_USEC WATCHDOG_PID INVOCATION_ID
+JOURNAL_STREAM SYSTEMD_EXEC_PID MEMORY_PRESSURE_WATCH MEMORY_PRESSURE_WRITE MAINPID MANAGERPID
+PIDFILE SDSHIM_TOKEN LIBMOUNT_FORCE_MOUNT2 CREDENTIALS_DIRECTORY RUNTIME_DIRECTORY STATE_DIRECTORY
+"""
+
+
+def test_the_runtime_gets_its_arguments_byte_for_byte_in_the_same_process(unit: Unit) -> None:
+    arguments = ["a b", "", "$HOME", "*", "-x", "\n", "--", "ä\\n"]
+    out = unit.state / "out"
+    out.touch()
+    code = unit.create(
+        "-", "-", str(out), "-", "--", "sh", "-c", 'printf "%s\\0" "$@"; exit 7', "sh", *arguments
+    )
+    assert (code, unit.stderr) == (7, "")
+    assert out.read_bytes().decode().split("\0")[:-1] == arguments
+
+
+def test_nothing_of_the_units_environment_reaches_the_runtime_and_its_hooks(unit: Unit) -> None:
+    unit.env |= dict.fromkeys(PRIVATE.split(), "x") | {"HTTP_PROXY": "kept"}
+    out = unit.state / "out"
+    out.touch()
+    assert unit.create("-", "-", str(out), "-", "--", "env") == 0
+    names = {line.split("=")[0] for line in out.read_text().splitlines()}
+    assert names - {"PWD", "OLDPWD", "SHLVL", "_"} == {"PATH", "HTTP_PROXY"}
+
+
+def test_fifos_are_opened_in_place_and_inherited(unit: Unit) -> None:
+    paths = [unit.root / name for name in ("in", "out", "err")]
+    held = []
+    for path in paths:
+        os.mkfifo(path)
+        held.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+    os.write(held[0], b"hello\n")
+    command = "read x; echo got $x; echo bad >&2; readlink /proc/self/fd/0"
+    code = unit.create("-", *map(str, paths), "--", "sh", "-c", command)
+    assert (code, unit.stderr) == (0, "")
+    assert os.read(held[1], 999) == f"got hello\n{paths[0]}\n".encode()
+    assert os.read(held[2], 999) == b"bad\n"
+    for fd in held:
+        os.close(fd)
+
+
+def test_fd_0_does_not_inherit_the_daemons_nonblocking_flag(unit: Unit) -> None:
+    fifo = unit.root / "in"
+    os.mkfifo(fifo)
+    fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    out = unit.state / "out"
+    out.touch()
+    command = "grep flags: /proc/self/fdinfo/0"
+    assert unit.create("-", str(fifo), str(out), "-", "--", "sh", "-c", command) == 0
+    assert not int(out.read_text().split()[1], 8) & os.O_NONBLOCK
+    os.close(fd)
+
+
+def test_files_are_appended_to_and_never_made(unit: Unit) -> None:
+    log = unit.root / "log"
+    log.write_text("before\n")
+    code = unit.create("-", "-", str(log), str(log), "--", "sh", "-c", "echo out; echo err >&2")
+    assert (code, log.read_text()) == (0, "before\nout\nerr\n")
+    missing = unit.root / "missing"
+    assert unit.create("-", "-", str(missing), "-", "--", "true") == 1
+    assert unit.stderr == f"open {missing}: no such file or directory\n"
+    assert not missing.exists()
+
+
+def test_a_dash_is_dev_null_and_an_equals_sign_keeps_the_units_own(unit: Unit) -> None:
+    command = "echo lost >&2; readlink /proc/self/fd/0 /proc/self/fd/1"
+    assert unit.create("-", "-", "-", "-", "--", "sh", "-c", command) == 0
+    assert unit.stderr == ""
+    assert unit.create("-", "=", "=", "=", "--", "sh", "-c", "echo kept >&2") == 0
+    assert unit.stderr == "kept\n"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "code", "text"),
+    [
+        ("xrunc", 127, 'exec: "xrunc": executable file not found in $PATH'),
+        ("/nowhere/runc", 127, 'exec: "/nowhere/runc": stat /nowhere/runc: no such file'),
+        ("/etc/passwd", 126, 'exec: "/etc/passwd": permission denied'),
+        ("/tmp", 126, 'exec: "/tmp": permission denied'),
+    ],
+)
+def test_a_runtime_that_cannot_run_is_one_clear_line_in_the_state_directory(
+    unit: Unit, runtime: str, code: int, text: str
+) -> None:
+    fifo = unit.root / "err"
+    os.mkfifo(fifo)
+    fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    assert unit.create("-", "-", "-", str(fifo), "--", runtime, "create", "c1") == code
+    assert unit.stderr.startswith(text)
+    assert unit.stderr.count("\n") == 1
+    with pytest.raises(BlockingIOError):
+        os.read(fd, 1)  # the container's stream got nothing
+    os.close(fd)
+
+
+def test_the_runtime_is_out_of_the_units_own_cgroup_before_it_runs(unit: Unit) -> None:
+    sup = unit.root / "cgroup" / "sup"
+    sup.parent.mkdir()
+    assert unit.create(str(sup), "-", "-", "-", "--", "true") == 0
+    assert (sup / "cgroup.procs").read_text() == "0\n"
+    assert unit.create("/proc/nowhere", "-", "-", "-", "--", "true") == 1
+    assert "cannot make the cgroup /proc/nowhere" in unit.stderr
+
+
+def test_wrong_arguments_are_a_usage_line(unit: Unit) -> None:
+    assert unit.create("-", "-", "-", "-", "runc") == 2
+    assert unit.stderr.startswith("usage: create STATE_DIR")
+
+
+# The exit hook
+
+FULL = {
+    "INVOCATION_ID": "f00",
+    "SERVICE_RESULT": "signal",
+    "EXIT_CODE": "killed",
+    "EXIT_STATUS": "KILL",
+}
+
+
+@pytest.mark.parametrize("newline", ["", "\n"])
+def test_the_exit_is_one_line_that_both_readers_understand(unit: Unit, newline: str) -> None:
+    (unit.state / "init.pid").write_text(f"4711{newline}")
+    assert unit.hook(unit.state, **FULL) == 0
+    text = (unit.state / "exit").read_text()
+    assert text == "f00 4711 signal killed KILL\n"
+    parsed = parse_record(text)
+    assert parsed is not None
+    assert parsed.exit_status(0).status == 137
+    assert parse_exit(text) == (137, 4711)
+
+
+def test_what_systemd_did_not_set_is_a_dash(unit: Unit) -> None:
+    assert unit.hook(unit.state, SERVICE_RESULT="exit-code") == 0
+    text = (unit.state / "exit").read_text()
+    assert text == "- - exit-code - -\n"
+    assert parse_exit(text) == (None, 0)
+
+
+def test_the_first_complete_line_stands_and_a_cut_one_is_written_again(unit: Unit) -> None:
+    (unit.state / "exit").write_text("f00 1 succ")
+    assert unit.hook(unit.state, **FULL) == 0
+    assert (unit.state / "exit").read_text() == "f00 - signal killed KILL\n"
+    assert unit.hook(unit.state, SERVICE_RESULT="success") == 0
+    assert (unit.state / "exit").read_text() == "f00 - signal killed KILL\n"
+
+
+def test_a_state_directory_that_is_gone_needs_no_record(
+    unit: Unit, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert unit.hook(unit.root / "gone", **FULL) == 0
+    assert unit.hook("", **FULL) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_record_that_cannot_be_written_fails_so_that_systemd_keeps_the_unit(unit: Unit) -> None:
+    (unit.state / "exit").mkdir()
+    assert unit.hook(unit.state, **FULL) != 0
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "status"),
+    [("exited", "7", 7), ("dumped", "ABRT", 134), ("killed", "HUP", 129)],
+)
+def test_both_readers_of_the_record_agree(unit: Unit, code: str, value: str, status: int) -> None:
+    env = FULL | {"EXIT_CODE": code, "EXIT_STATUS": value}
+    assert unit.hook(unit.state, **env) == 0
+    text = (unit.state / "exit").read_text()
+    parsed = parse_record(text)
+    assert parsed is not None
+    assert parsed.exit_status(0).status == parse_exit(text)[0] == status

@@ -1,0 +1,77 @@
+"""The lifecycle table: every pair, the held exit, and that an exit happens once."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from sdshim.core import lifecycle
+from sdshim.core.lifecycle import TABLE, Effect, IllegalMove, Life, Phase, Seen, step
+from sdshim.core.model import ExitStatus
+
+EXIT = ExitStatus(7, 1)
+
+
+@pytest.mark.parametrize(("phase", "seen"), list(itertools.product(Phase, Seen)))
+def test_every_pair_is_in_the_table_or_refused(phase: Phase, seen: Seen) -> None:
+    life = Life(phase=phase, exit=EXIT if phase in (Phase.EXITED, Phase.DELETED) else None)
+    if (phase, seen) in TABLE:
+        after, _ = step(life, seen, exit=EXIT if seen is Seen.EXITED else None)
+        assert after.phase in Phase
+    else:
+        with pytest.raises(IllegalMove):
+            step(life, seen)
+
+
+def _walk(*seen: Seen) -> tuple[Life, list[Effect]]:
+    life, effects = Life(), []
+    for one in seen:
+        life, more = step(life, one, pid=5, exit=EXIT if one is Seen.EXITED else None)
+        effects += more
+    return life, effects
+
+
+PUBLISHED = [
+    Effect.PUBLISH_CREATE,
+    Effect.PUBLISH_START,
+    Effect.PUBLISH_EXIT,
+    Effect.PUBLISH_DELETE,
+]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        (Seen.CREATED, Seen.START_BEGUN, Seen.STARTED, Seen.EXITED, Seen.DELETED),
+        (Seen.CREATED, Seen.START_BEGUN, Seen.EXITED, Seen.STARTED, Seen.DELETED),
+    ],
+    ids=["exit after start", "exit before start was known"],
+)
+def test_events_come_in_the_order_create_start_exit_delete(order: tuple[Seen, ...]) -> None:
+    life, effects = _walk(*order)
+    assert [e for e in effects if e in PUBLISHED] == PUBLISHED
+    assert life.phase is Phase.DELETED
+
+
+def test_an_exit_seen_during_a_failing_start_is_published_without_a_start() -> None:
+    life, effects = _walk(Seen.CREATED, Seen.START_BEGUN, Seen.EXITED, Seen.START_FAILED)
+    assert life.phase is Phase.EXITED
+    assert Effect.PUBLISH_START not in effects
+    assert effects.count(Effect.PUBLISH_EXIT) == 1
+
+
+def test_a_second_sight_of_the_same_exit_changes_nothing() -> None:
+    life, _ = _walk(Seen.CREATED, Seen.START_BEGUN, Seen.STARTED, Seen.EXITED)
+    again, effects = step(life, Seen.EXITED, exit=ExitStatus(9, 2))
+    assert again == life
+    assert effects == ()
+
+
+def test_a_failed_create_publishes_nothing() -> None:
+    _, effects = _walk(Seen.CREATE_FAILED)
+    assert not set(effects) & set(PUBLISHED)
+
+
+def test_the_diagram_has_a_row_for_each_cell() -> None:
+    assert len(lifecycle.diagram().splitlines()) == len(TABLE) + 2

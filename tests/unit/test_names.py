@@ -1,0 +1,61 @@
+"""Names are a bijection: parse(name(x)) == x for every legal id (design 3)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdshim.core import names
+from sdshim.core.errors import InvalidArgument
+from sdshim.core.names import TaskKey
+
+_word = st.text("ABCXYZabcxyz0189", min_size=1, max_size=6)
+LEGAL = st.lists(st.tuples(_word, st.sampled_from("._-")), min_size=1, max_size=8).map(
+    lambda parts: "".join(w + s for w, s in parts)[:-1][:76].rstrip("._-")
+)
+
+
+@given(namespace=LEGAL, task=LEGAL, exec_id=LEGAL)
+def test_every_legal_name_comes_back_as_it_was(namespace: str, task: str, exec_id: str) -> None:
+    key = TaskKey(namespace, task)
+    assert names.parse_unit(names.init_unit(key)) == (key, None)
+    assert names.parse_unit(names.exec_unit(key, exec_id)) == (key, exec_id)
+
+
+def test_the_longest_legal_exec_unit_fits_a_unit_name() -> None:
+    longest = "a" * 76
+    assert len(names.exec_unit(TaskKey(longest, longest), longest)) <= 255
+
+
+def test_dashes_in_namespace_and_id_do_not_make_two_tasks_one_unit() -> None:
+    one = names.init_unit(TaskKey("a", "b-c"))
+    other = names.init_unit(TaskKey("a-b", "c"))
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    "unit", ["ssh.service", "sdshim.service", "sdshim-a.slice", "sdshim--.service"]
+)
+def test_units_of_others_are_not_ours(unit: str) -> None:
+    assert names.parse_unit(unit) is None
+
+
+@pytest.mark.parametrize("bad", ["", "a/b", "..", "a..b", "-a", "a-", "a b", "ä", "a" * 77, "a\n"])
+def test_what_containerd_would_refuse_is_refused_with_its_name(bad: str) -> None:
+    with pytest.raises(InvalidArgument):
+        names.check_id(bad)
+
+
+def test_slices_nest_by_their_dashes_as_systemd_nests_them() -> None:
+    assert names.slice_path("sdshim-default.slice") == "/sdshim.slice/sdshim-default.slice"
+    assert names.slice_path("-.slice") == ""
+    assert (
+        names.unit_cgroup("sdshim-k8s.io.slice", "x.service")
+        == "/sdshim.slice/sdshim-k8s.io.slice/x.service"
+    )
+
+
+def test_object_paths_are_escaped_as_sd_bus_escapes_them() -> None:
+    path = names.unit_path("sdshim-default-a_b.service")
+    assert path.endswith("/unit/sdshim_2ddefault_2da_5fb_2eservice")

@@ -1,0 +1,78 @@
+"""A task's unit: the properties of design 4, and nothing that systemd would expand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sdshim.core.model import Identity, Mount
+from sdshim.core.unitspec import HostFacts, InitUnit, init_properties
+from tests.unit.test_record import IDENTITY
+
+OLD = HostFacts(systemd=252, unified=True, launcher="/l")
+NEW = HostFacts(systemd=257, unified=True, launcher="/l")
+HYBRID = HostFacts(systemd=252, unified=False, launcher="/l")
+
+
+def _properties(host: HostFacts = NEW, identity: Identity = IDENTITY) -> dict[str, Any]:
+    unit = InitUnit(identity, "/state", ("/usr/sbin/runc", "create", "c1"), "text")
+    found = init_properties(unit, host)
+    assert len({name for name, _, _ in found}) == len(found)
+    return {name: value for name, _, value in found}
+
+
+def test_what_has_ended_is_never_run_again() -> None:
+    assert _properties()["Asserts"] == [("AssertPathExists", False, True, "/state/exit")]
+
+
+def test_the_unit_is_pinned_and_follows_the_pid_file() -> None:
+    found = _properties()
+    assert found["AddRef"] is True
+    assert found["PIDFile"] == "/state/init.pid"
+    assert found["KillMode"] == "mixed"
+    assert found["Delegate"] is True
+
+
+def test_no_exec_line_is_expanded_by_systemd() -> None:
+    found = _properties()
+    for name in ("ExecStartPreEx", "ExecStartEx", "ExecStopPostEx"):
+        for _, _, flags in found[name]:
+            assert "no-env-expand" in flags
+
+
+@pytest.mark.parametrize(
+    ("host", "sup", "subgroup"),
+    [(OLD, "/sys/fs/cgroup/x/sup", False), (NEW, "-", True), (HYBRID, "-", False)],
+    ids=["v2 without DelegateSubgroup", "v2 with DelegateSubgroup", "hybrid v1"],
+)
+def test_the_runtime_is_out_of_the_units_own_cgroup(
+    host: HostFacts, sup: str, subgroup: bool
+) -> None:
+    found = _properties(host)
+    assert found["ExecStartEx"][0][1][2] == sup
+    assert ("DelegateSubgroup" in found) == subgroup
+
+
+def test_a_foreign_cgroup_gets_no_sup() -> None:
+    found = _properties(OLD, replace(IDENTITY, owns_cgroup=False))
+    assert found["ExecStartEx"][0][1][2] == "-"
+
+
+def test_every_mount_is_a_line_of_its_own_in_the_order_given() -> None:
+    mounts = (
+        Mount("overlay", "overlay", "", ("lowerdir=/a:/b", "upperdir=/u")),
+        Mount("bind", "/src", "", ("rbind", "ro")),
+    )
+    lines = [
+        argv
+        for _, argv, _ in _properties(identity=replace(IDENTITY, rootfs=mounts))["ExecStartPreEx"]
+    ]
+    assert lines[0][-4:] == ["-o", "lowerdir=/a:/b,upperdir=/u", "overlay", "/b/rootfs"]
+    assert lines[1][-4:] == ["-o", "rbind,ro", "/src", "/b/rootfs"]
+
+
+def test_streams_that_were_not_asked_for_are_dashes() -> None:
+    argv = _properties()["ExecStartEx"][0][1]
+    assert argv[3:7] == ["/i", "/o", "-", "--"]
