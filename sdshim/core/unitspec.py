@@ -1,7 +1,9 @@
 """A task → the properties of its transient unit (design 4). Pure.
 
-Each property is (name, D-Bus signature, value) for StartTransientUnit. Exec lines use the `…Ex`
-form with `no-env-expand`: the plain one expands `$` in arguments (units 1, names and texts).
+Each property is (name, D-Bus signature, value) for StartTransientUnit. systemd expands `$` in the
+arguments of Exec lines (units 1, names and texts). The `…Ex` form has a flag against that, but
+systemd 252 writes such a line into the unit's file under a name that it cannot read back: after a
+daemon-reload the unit has lost its exit hook. There the plain form is used, with every `$` doubled.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ if TYPE_CHECKING:
     from sdshim.core.model import Identity, Mount
 
 Property = tuple[str, str, Any]
-ExecLine = tuple[str, list[str], list[str]]
 
 INFINITY = 2**64 - 1
 SUP = "sup"
 """Cgroup below the unit's own for the runtime and the exit hook: on v2 a cgroup with controllers
 enabled for children cannot hold processes itself (units 5)."""
 DELEGATE_SUBGROUP_SINCE = 254
+EX_LINES_SINCE = 257
+"""Seen right on 257 and 262, wrong on 252; between them the plain form is right as well."""
 MOUNT_ENVIRONMENT = "LIBMOUNT_FORCE_MOUNT2=always"
 """mount(8) from util-linux 2.39 on cannot take a lowerdir over 255 bytes without it (units 1)."""
 
@@ -54,7 +57,8 @@ class InitUnit:
 def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
     """Properties of the service that is the container."""
     me = unit.identity
-    mounts = [("ExecStartPreEx", "a(sasas)", [_mount_line(m, me.bundle, host) for m in me.rootfs])]
+    mounts = [_mount_argv(m, me.bundle, host) for m in me.rootfs]
+    hook = [f"{host.launcher}/exit-hook", unit.state_dir]
     properties: list[Property] = [
         ("Description", "s", unit.description),
         ("Type", "s", "forking"),
@@ -62,9 +66,9 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
         ("Slice", "s", me.slice),
         ("Delegate", "b", True),
         ("After", "as", ["sdshim.target"]),
-        *(mounts if me.rootfs else []),
-        ("ExecStartEx", "a(sasas)", [_create_line(unit, host)]),
-        ("ExecStopPostEx", "a(sasas)", [_hook_line(unit, host)]),
+        *([_exec("ExecStartPre", host, *mounts, privileged=True)] if mounts else []),
+        _exec("ExecStart", host, _create_argv(unit, host)),
+        _exec("ExecStopPost", host, hook, privileged=True),
         ("Environment", "as", _environment(me)),
         ("StandardInput", "s", "null"),
         ("StandardOutputFileToAppend", "s", f"{unit.state_dir}/stderr"),
@@ -98,32 +102,31 @@ def _log_fields(me: Identity) -> list[bytes]:
     return [f"{name}={value}".encode() for name, value in fields.items()]
 
 
-def _line(argv: list[str], *flags: str) -> ExecLine:
-    return argv[0], argv, ["no-env-expand", *flags]
+def _exec(name: str, host: HostFacts, *commands: list[str], privileged: bool = False) -> Property:
+    """Exec lines whose arguments arrive as they are. `privileged` (where the form can say it): a
+    drop-in that implies a mount namespace cannot hide the mount from the runtime."""
+    if host.systemd >= EX_LINES_SINCE:
+        flags = ["no-env-expand", *(["privileged"] if privileged else [])]
+        return f"{name}Ex", "a(sasas)", [(argv[0], argv, flags) for argv in commands]
+    plain = [[argument.replace("$", "$$") for argument in argv] for argv in commands]
+    return name, "a(sasb)", [(argv[0], argv, False) for argv in plain]
 
 
-def _mount_line(mount: Mount, bundle: str, host: HostFacts) -> ExecLine:
-    """mount(8): no helper lookup, no mtab; `privileged` so that a drop-in which implies a mount
-    namespace cannot hide the mount from the runtime."""
+def _mount_argv(mount: Mount, bundle: str, host: HostFacts) -> list[str]:
+    """mount(8): no helper lookup, no mtab."""
     words = bind_options(mount)
     options = ["-o", ",".join(words)] if words else []
     kind = ["-t", mount.type] if mount.type not in ("", "bind", "rbind") else []
-    argv = [host.mount_program, "-n", "-i", *kind, *options, mount.source, f"{bundle}/rootfs"]
-    return _line(argv, "privileged")
+    return [host.mount_program, "-n", "-i", *kind, *options, mount.source, f"{bundle}/rootfs"]
 
 
-def _create_line(unit: InitUnit, host: HostFacts) -> ExecLine:
+def _create_argv(unit: InitUnit, host: HostFacts) -> list[str]:
     me = unit.identity
     sup = "-"
     if host.unified and host.systemd < DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
         sup = f"/sys/fs/cgroup{me.cgroup.rpartition('/')[0]}/{SUP}"
     streams = [path or "-" for path in (me.stdio.stdin, me.stdio.stdout, me.stdio.stderr)]
-    argv = [f"{host.launcher}/create", unit.state_dir, sup, *streams, "--", *unit.runtime_argv]
-    return _line(argv)
-
-
-def _hook_line(unit: InitUnit, host: HostFacts) -> ExecLine:
-    return _line([f"{host.launcher}/exit-hook", unit.state_dir], "privileged")
+    return [f"{host.launcher}/create", unit.state_dir, sup, *streams, "--", *unit.runtime_argv]
 
 
 def bind_options(mount: Mount) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def folder(self, me: Identity) -> Path:
         """Where the incarnation's files are."""

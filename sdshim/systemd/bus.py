@@ -58,7 +58,7 @@ MAX_OPEN_CALLS = 100
 DIAL_TIMEOUT = 5.0
 OUTAGE_WAIT = 10.0
 BACKOFF_FIRST = 0.02
-BACKOFF_MAX = 1.0
+BACKOFF_MAX = 0.25
 MAX_MESSAGE = 128 << 20
 
 
@@ -363,7 +363,7 @@ class Bus:
                 signature=signature,
                 body=_listed(body),
             )
-        except ValueError as error:  # dbus-next's own checks of names and signatures
+        except (TypeError, ValueError) as error:  # dbus-next's checks of names and signatures
             raise BadProperty(f"{DBUS}.Error.InvalidArgs", str(error), member) from error
         if self._link is None:
             await self._wait_for_link()  # before a slot is taken: the wait is bounded for everyone

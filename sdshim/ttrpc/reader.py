@@ -71,6 +71,8 @@ class Reader:
     def start(self, conn: Connection) -> None:
         """Read this connection from now on; its frames come with the next turns of the loop."""
         self._poller.add(conn.sock.fileno(), partial(self._ready, conn))
+        if conn.spool is not None:  # the socket may be empty, and so have no edge to tell
+            self._loop.call_soon(self._pump, conn)
 
     def take(self, conn: Connection) -> None:
         """The frame at the head is dealt with."""

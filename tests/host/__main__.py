@@ -105,13 +105,19 @@ def _shell() -> list[str]:
 def _wait(host: Host, command: list[str]) -> int:
     """The command's status; an interrupt is the command's affair, and ours only to pass on."""
     process = host.popen(command, interactive=True)
+    interrupted = False
     while True:
         try:
             status: int = process.wait()
-            return status if status >= 0 else 128 - status
         except KeyboardInterrupt:
+            interrupted = True
             if not sys.stdin.isatty():  # a terminal has told the command itself
                 host.send_signal(process, signal.SIGINT)
+            continue
+        # nsenter ignores interrupts here, so it cannot die of one as its command did: it says 1.
+        if interrupted and status == 1:
+            return 128 + signal.SIGINT
+        return status if status >= 0 else 128 - status
 
 
 def main() -> int:

@@ -80,6 +80,12 @@ class Ctr:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{task} is {found or 'gone'}, not {wanted}")
 
+    def delete(self, task: str) -> int:
+        """Delete a stopped task; the exit status that its Delete told (ctr prints all but 0)."""
+        said = self.call("task", "rm", task).stderr
+        match = re.search(r"non-zero exit code (\d+)", said)
+        return int(match[1]) if match else 0
+
     def remove(self, *tasks: str) -> None:
         """Kill, delete, and forget containers, whatever their state."""
         for task in tasks:

@@ -27,11 +27,11 @@ def test_a_restart_of_containerd_keeps_running_and_stopped_tasks(ctr: Ctr) -> No
         ctr.await_status("stopping", "STOPPED")
         if host.containerd_version >= (1, 7):
             assert ctr.status("stopped") == "STOPPED"
-        assert ctr.call("task", "rm", "stopping", check=False).returncode == 6
-        assert ctr.call("task", "rm", "stopped", check=False).returncode == 5
+        assert ctr.delete("stopping") == 6
+        assert ctr.delete("stopped") == 5
         with events(host) as seen:
             ctr.call("task", "kill", "-s", "SIGKILL", "runs")
             seen.until("runs", "exit")
-        assert ctr.call("task", "rm", "runs", check=False).returncode == 137
+        assert ctr.delete("runs") == 137
     finally:
         ctr.remove("runs", "stopped", "stopping")

@@ -77,7 +77,7 @@ def test_what_has_ended_is_never_started_again(ctr: Ctr, host: Host, box: str) -
         assert refused.returncode != 0
         assert "ssert" in refused.stderr
     assert ctr.status("box") == "STOPPED"
-    assert ctr.call("task", "rm", "box", check=False).returncode == 137
+    assert ctr.delete("box") == 137
 
 
 def test_the_exit_hook_leaves_a_record_while_the_task_is_not_deleted(
@@ -114,6 +114,20 @@ def test_the_unit_file_is_readable_with_systemctl_cat(host: Host, box: str) -> N
     assert "Description=Container default/box" in text
     assert "ExecStartPre=" in text
     assert "ExecStopPost=" in text
+
+
+def test_a_daemon_reload_takes_nothing_from_the_unit(ctr: Ctr, host: Host, box: str) -> None:
+    host.run(["systemctl", "daemon-reload"])
+    facts = _show(host, "MainPID", "ActiveState", "ExecStopPost", "ExecStart")
+    assert facts["ActiveState"] == "active"
+    assert "exit-hook" in facts["ExecStopPost"]
+    with events(host) as seen:
+        ctr.call("task", "kill", "-s", "SIGKILL", "box")
+        seen.until("box", "exit")
+    host.run(["systemctl", "stop", box])
+    (record,) = host.path("/run/sdshim/t/default/box").glob("*/exit")
+    assert record.read_text().split()[2:] == ["signal", "killed", "KILL"]
+    assert ctr.delete("box") == 137
 
 
 def test_state_and_sockets_are_for_root_only(host: Host, box: str) -> None:

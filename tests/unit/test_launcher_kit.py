@@ -66,6 +66,8 @@ class Node:
             "GRPC_ADDRESS": GRPC,
             "MAX_SHIM_VERSION": "2",
         }
+        if "SDSHIM_PYTHON" in os.environ:  # the interpreter to test with
+            self.env["SDSHIM_PYTHON"] = os.environ["SDSHIM_PYTHON"]
 
     def serve(self, namespace: str = "default") -> None:
         """Look like a daemon that serves this namespace already."""
@@ -139,6 +141,22 @@ def short(directory: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}"
     finally:
         os.close(fd)
+
+
+def tracer(output: Path) -> list[str]:
+    """Words before a command that note each process it makes in `output`; skips if none can."""
+    words = ["strace", "-f", "-o", str(output), "-e", "trace=process"]
+    try:
+        subprocess.run([*words, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("strace is missing or not permitted here")
+    return words
+
+
+def forks(output: Path) -> list[str]:
+    """Lines of a trace that made a process."""
+    made = ("clone(", "clone3(", "fork(")
+    return [line for line in output.read_text().splitlines() if any(call in line for call in made)]
 
 
 @pytest.fixture

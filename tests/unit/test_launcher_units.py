@@ -10,7 +10,7 @@ import pytest
 
 from sdshim.core.exitrecord import parse_record
 from sdshim.launcher.cleanup import parse_exit
-from tests.unit.test_launcher_kit import LAUNCHER
+from tests.unit.test_launcher_kit import LAUNCHER, forks, tracer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +23,13 @@ class Unit:
         self.state = root / "state"
         self.state.mkdir()
         self.root = root
+        self.tracer: list[str] = []
         self.env = {"PATH": f"{root}:/usr/bin:/bin"}
 
     def create(self, *arguments: str) -> int:
         with (self.state / "stderr").open("ab") as errors:
             return subprocess.run(
-                ["/bin/sh", str(LAUNCHER / "create"), str(self.state), *arguments],
+                [*self.tracer, "/bin/sh", str(LAUNCHER / "create"), str(self.state), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -39,7 +40,7 @@ class Unit:
 
     def hook(self, state: Path | str, **env: str) -> int:
         return subprocess.run(
-            ["/bin/sh", str(LAUNCHER / "exit-hook"), str(state)],
+            [*self.tracer, "/bin/sh", str(LAUNCHER / "exit-hook"), str(state)],
             env=env,
             timeout=10,
             check=False,
@@ -164,6 +165,19 @@ def test_the_runtime_is_out_of_the_units_own_cgroup_before_it_runs(unit: Unit) -
 def test_wrong_arguments_are_a_usage_line(unit: Unit) -> None:
     assert unit.create("-", "-", "-", "-", "runc") == 2
     assert unit.stderr.startswith("usage: create STATE_DIR")
+
+
+def test_create_and_the_hook_start_no_process_of_their_own(unit: Unit) -> None:
+    trace = unit.root / "trace"
+    unit.tracer = tracer(trace)
+    fifo = unit.root / "err"
+    os.mkfifo(fifo)
+    fd = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    assert unit.create("-", "-", "-", str(fifo), "--", "true") == 0
+    assert forks(trace) == []
+    os.close(fd)
+    assert unit.hook(unit.state, **FULL) == 0
+    assert forks(trace) == []
 
 
 # The exit hook

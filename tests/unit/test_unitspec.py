@@ -23,6 +23,12 @@ def _properties(host: HostFacts = NEW, identity: Identity = IDENTITY) -> dict[st
     return {name: value for name, _, value in found}
 
 
+def _start(found: dict[str, Any]) -> list[str]:
+    lines = found.get("ExecStartEx") or found["ExecStart"]
+    argv: list[str] = lines[0][1]
+    return argv
+
+
 def test_what_has_ended_is_never_run_again() -> None:
     assert _properties()["Asserts"] == [("AssertPathExists", False, True, "/state/exit")]
 
@@ -42,6 +48,13 @@ def test_no_exec_line_is_expanded_by_systemd() -> None:
             assert "no-env-expand" in flags
 
 
+def test_before_257_the_form_that_survives_a_reload_is_used_with_dollars_doubled() -> None:
+    identity = replace(IDENTITY, bundle="/b$HOME/${x}$$")
+    found = _properties(OLD, identity)
+    assert not any(name.endswith("Ex") for name in found)
+    assert found["ExecStartPre"][0][1][-1] == "/b$$HOME/$${x}$$$$/rootfs"
+
+
 @pytest.mark.parametrize(
     ("host", "sup", "subgroup"),
     [(OLD, "/sys/fs/cgroup/x/sup", False), (NEW, "-", True), (HYBRID, "-", False)],
@@ -51,13 +64,13 @@ def test_the_runtime_is_out_of_the_units_own_cgroup(
     host: HostFacts, sup: str, subgroup: bool
 ) -> None:
     found = _properties(host)
-    assert found["ExecStartEx"][0][1][2] == sup
+    assert _start(found)[2] == sup
     assert ("DelegateSubgroup" in found) == subgroup
 
 
 def test_a_foreign_cgroup_gets_no_sup() -> None:
     found = _properties(OLD, replace(IDENTITY, owns_cgroup=False))
-    assert found["ExecStartEx"][0][1][2] == "-"
+    assert _start(found)[2] == "-"
 
 
 def test_every_mount_is_a_line_of_its_own_in_the_order_given() -> None:
@@ -74,5 +87,5 @@ def test_every_mount_is_a_line_of_its_own_in_the_order_given() -> None:
 
 
 def test_streams_that_were_not_asked_for_are_dashes() -> None:
-    argv = _properties()["ExecStartEx"][0][1]
+    argv = _start(_properties())
     assert argv[3:7] == ["/i", "/o", "-", "--"]
