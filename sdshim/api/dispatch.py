@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sdshim.api import control, task
 from sdshim.core import spans
-from sdshim.core.errors import Internal, InvalidArgument, ShimError, Unimplemented
+from sdshim.core.errors import Code, Internal, InvalidArgument, ShimError, Unimplemented
+from sdshim.core.names import TaskKey
+from sdshim.ttrpc.calls import reply_for
 from sdshim.ttrpc.server import CallKind, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from sdshim.api.task import Method
     from sdshim.core.spans import Span
@@ -45,10 +48,10 @@ class Dispatcher:
         with self._span(call) as span:
             try:
                 request = self._decode(method, call)
-                _describe(span, call, request)
-                return method.now(self._node, call, request)
-            except ShimError as error:
-                span.fail(error)
+                with self._described(span, call, request):
+                    return method.now(self._node, call, request)
+            except Exception as error:
+                span.set(spans.RPC_STATUS, _code(error))
                 raise
 
     def dispatch(self, call: Call) -> None:
@@ -63,23 +66,20 @@ class Dispatcher:
         method = self._method(call.service, call.method)
         assert method.later is not None
         begun = time.monotonic()
+        request: Any = None
         with self._span(call) as span:
             try:
                 request = self._decode(method, call)
-                _describe(span, call, request)
-                reply = Reply(0, "", await method.later(self._node, call, request))
-            except ShimError as error:
-                span.fail(error)
-                span.set(spans.RPC_STATUS, int(error.code))
-                reply = Reply(int(error.code), str(error), b"")
+                with self._described(span, call, request):
+                    reply = Reply(0, "", await method.later(self._node, call, request))
             except Exception as error:
                 span.fail(error)
-                log.exception("%s failed", call.method)
-                reply = Reply(2, f"internal error: {error!r}", b"")
+                span.set(spans.RPC_STATUS, _code(error))
+                reply = reply_for(error)
         log.info(
-            "%s %s: %s in %.1f ms",
-            call.namespace,
+            "%s: %s: %s in %.1f ms",
             call.method,
+            _key(call, request),
             reply.message or "ok",
             (time.monotonic() - begun) * 1e3,
         )
@@ -134,18 +134,45 @@ class Dispatcher:
                 spans.RPC_SYSTEM: "ttrpc",
                 spans.RPC_SERVICE: call.service,
                 spans.RPC_METHOD: call.method,
+                spans.RPC_STATUS: 0,
                 spans.NAMESPACE: call.namespace,
             },
             parent=spans.remote_parent(call.metadata) or "",
             kind="server",
         )
 
+    @contextmanager
+    def _described(self, span: Span, call: Call, request: Any) -> Iterator[None]:
+        """Ids of the request and what is known of its task, before the call or after it, as
+        attributes; never options, spec or environment."""
+        if not self._node.tracer.enabled:
+            yield
+            return
+        key = _key(call, request)
+        span.set(spans.NAMESPACE, key.namespace)
+        if key.id:
+            span.set(spans.CONTAINER_ID, key.id)
+        if exec_id := getattr(request, "exec_id", ""):
+            span.set(spans.EXEC_ID, exec_id)
+        if call.recovered:
+            span.set("sdshim.recovered", True)
+        before = self._node.tasks.get(key)
+        try:
+            yield
+        finally:
+            if task := self._node.tasks.get(key, before):
+                span.set(spans.UNIT, task.identity.unit)
+                if task.pid:
+                    span.set(spans.PID, task.pid)
+                if task.exit:
+                    span.set(spans.EXIT_CODE, task.exit.status)
 
-def _describe(span: Span, call: Call, request: Any) -> None:
-    """Ids of the request as attributes; never options, spec or environment."""
-    span.set(spans.CONTAINER_ID, getattr(request, "id", ""))
-    exec_id = getattr(request, "exec_id", "")
-    if exec_id:
-        span.set(spans.EXEC_ID, exec_id)
-    if call.recovered:
-        span.set("sdshim.recovered", True)
+
+def _key(call: Call, request: Any) -> TaskKey:
+    """The task a call is about; the control service names the namespace in its request."""
+    namespace = call.namespace or getattr(request, "namespace", "")
+    return TaskKey(namespace, getattr(request, "id", ""))
+
+
+def _code(error: Exception) -> int:
+    return int(error.code if isinstance(error, ShimError) else Code.UNKNOWN)

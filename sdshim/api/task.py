@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sdshim.core.errors import NotFound
+from sdshim.core.lifecycle import Phase
 from sdshim.core.names import TaskKey
 from sdshim.daemon import query, streams
 from sdshim.daemon.create import create
@@ -41,6 +42,9 @@ class Method:
 
 def _task(node: Node, call: Call, request: Any) -> Task:
     task = node.task(TaskKey(call.namespace, request.id))
+    if task.phase is Phase.CREATING and call.method != "Delete":
+        # Not there before Create has answered; a Delete waits for that, and takes it back.
+        raise NotFound("container not created: not found")
     exec_id = getattr(request, "exec_id", "")
     if exec_id:
         raise NotFound(f"process does not exist {exec_id}: not found")

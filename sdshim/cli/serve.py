@@ -78,8 +78,8 @@ class Daemon:
         await manager.start()
         node = await self._node(manager)
         self._dispatcher = Dispatcher(node, self._listen)
-        call_log = CallLog(self._run_dir / "calls")
-        self._server = Server(self._dispatcher, call_log, self._keeper)
+        self._call_log = CallLog(self._run_dir / "calls")
+        self._server = Server(self._dispatcher, self._call_log, self._keeper)
         self._dispatcher.server = self._server
         try:
             await self._take_over(node, taken)
@@ -95,7 +95,7 @@ class Daemon:
             await node.close()
             node.publisher.close()
             self._server.close()
-            call_log.close()
+            self._call_log.close()
             await manager.close()
             await bus.close()
             self._keeper.close()
@@ -131,7 +131,8 @@ class Daemon:
             for name, fd in taken
             if name != MAIN_NAME and not self._server.adopt(name, fd)
         ]
-        others = await recovery.take_over(node, fds)
+        open_calls = {call.key for call in self._call_log.open_calls()}
+        others = await recovery.take_over(node, fds, open_calls)
         for name, fd in others:
             log.warning("descriptor %r from the store belongs to nothing; closed", name)
             self._keeper.remove(name)

@@ -20,8 +20,9 @@ SAFE_TO_REPEAT = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)
 
 
 async def kill(node: Node, call: Call, task: Task, number: int, everyone: bool) -> bytes:
-    """Send a signal. Raises NotFound `process already finished: not found` after the end."""
-    if not 0 < number <= signal.SIGRTMAX:
+    """Send a signal; 0 only asks. Raises NotFound `process already finished: not found` after the
+    end."""
+    if not 0 <= number <= signal.SIGRTMAX:
         raise InvalidArgument(f"signal {number} does not exist")
     if exits.is_over(task):
         raise NotFound("process already finished: not found")

@@ -8,6 +8,7 @@ alone. Calls that were open are dispatched again afterwards and each operation j
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,22 +21,28 @@ from sdshim.host.store import Broken
 from sdshim.systemd.errors import NoSuchUnit
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sdshim.core.model import CallId
     from sdshim.core.record import Record
     from sdshim.daemon.node import Node
 
 log = logging.getLogger(__name__)
 
 
-async def take_over(node: Node, kept: list[tuple[str, int]]) -> list[tuple[str, int]]:
+async def take_over(
+    node: Node, kept: list[tuple[str, int]], open_calls: Collection[CallId]
+) -> list[tuple[str, int]]:
     """Rebuild the node's tasks. `kept` are the descriptors that systemd kept, by name; returned are
-    those that belong to no task and no mailbox."""
+    those that belong to no task and no mailbox. `open_calls` still wait for a reply."""
     rest = node.publisher.load(kept)
     tasks: list[Task] = []
     for entry in node.store.load():
         if isinstance(entry, Broken):
             log.error("%s: %s; left as it is, see sdshim doctor", entry.folder, entry.error)
             continue
-        tasks.append(_task(node, entry))
+        replies = {c: r for c, r in entry.replies.items() if c in open_calls}
+        tasks.append(_task(node, dataclasses.replace(entry, replies=replies)))
     for event, task in sorted(
         ((e, t) for t in tasks for e in t.record.events), key=lambda pair: pair[0].seq
     ):

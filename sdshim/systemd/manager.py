@@ -154,13 +154,13 @@ class Manager(Questions):
             except (Uncertain, UnitExists) as error:
                 if isinstance(error, UnitExists) and not lost:
                     raise
+                second, lost = lost, True
                 found = await self._look(unit, properties)
                 if found is not None:
                     job = found
                     break
-                if lost:
+                if second:
                     raise
-                lost = True
         if pinned:
             self._refs.add(unit)
             if lost:  # the reference may have gone with a connection, or stand

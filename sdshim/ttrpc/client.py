@@ -2,9 +2,10 @@
 
 Events go to containerd over a connection that lives in the fd store. So a reply is peeked at,
 reported to `on_ack`, and only then taken from the socket: whoever notes the acknowledgement there
-misses none, whatever instruction the process dies at (it may see the last one twice). A reply to
-a stream an earlier process sent is awaited with `expect`; the caller says by `next_stream` which
-ids are used up.
+misses none, whatever instruction the process dies at (it may see the last one twice); should
+`on_ack` raise, the connection is given up with the reply still in it. A reply to a stream that an
+earlier process sent is awaited with `expect`; the caller says by `next_stream` which ids are used
+up.
 
 Requests and replies that do not fit a socket's buffer are split, and such a connection cannot be
 handed over in the middle of one; containerd's Forward has neither.
@@ -185,8 +186,8 @@ class Client:
         try:
             while not self.closed and self._step():
                 pass
-        except OSError as error:
-            _LOG.warning("ttrpc: client: %s", error)
+        except Exception:  # of the socket or of on_ack: what was not taken stays to be seen again
+            _LOG.exception("ttrpc: a client connection is given up")
             self._end()
 
     def _step(self) -> bool:

@@ -133,6 +133,10 @@ class Reader:
                 _LOG.warning("ttrpc: %r waits: %s", conn, error)
                 self._loop.call_later(RETRY, self._pump, conn)
                 return
+            except Exception:  # a fault of ours; no edge would ever wake this connection again
+                _LOG.exception("ttrpc: %r fails", conn)
+                self._sink.end(conn, "internal error")
+                return
         self._loop.call_soon(self._pump, conn)
 
     def _step(self, conn: Connection) -> bool:

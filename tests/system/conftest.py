@@ -9,6 +9,7 @@ import pytest
 
 from tests.host import CannotBoot, Host
 from tests.system.client import Ctr
+from tests.system.taskclient import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,3 +48,10 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     host: Host = request.getfixturevalue("host")
     left = host.leftovers(wait=5)
     assert not left, "\n".join(left) + "\n" + host.log_tail(60)
+
+
+@pytest.fixture
+def rig(host: Host) -> Iterator[Rig]:
+    """A containerd of ours: what the tests' own ttrpc calls are made with."""
+    with Rig(host) as made:
+        yield made

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ import pytest
 
 from sdshim.systemd.bus import Bus
 from sdshim.systemd.errors import BadProperty, NoSuchUnit, Uncertain, UnitExists
+from sdshim.systemd.journal import JournalHandler
 from sdshim.systemd.manager import Manager
 from tests.host import CannotBoot, Host
 
@@ -287,13 +290,13 @@ def test_references_and_jobs_survive_a_restart_of_the_bus(host: Host) -> None:
 def test_a_job_that_ended_unheard_is_known(host: Host) -> None:
     async def body(manager: Manager) -> None:
         good, bad = name(), name()
+        host.run(["mkfifo", "/run/go"])
         jobs = [
             await manager.start_transient(
                 unit, sh(f"read x </run/go; exit {code}", Type=("s", "oneshot"))
             )
             for unit, code in ((good, 0), (bad, 4))
         ]
-        host.run(["mkfifo", "/run/go"])
         # deaf: as if the signals had passed during an outage
         for member in ("JobRemoved", "UnitRemoved"):
             rule = next(rule for rule in manager._bus._rules if member in rule)
@@ -384,10 +387,9 @@ def test_exec_lines_survive_a_reload(host: Host, form: str) -> None:
     script.chmod(0o755)
     argv = ["/run/show", *WORDS, *(DOLLARS if form == "ex" else [])]
     expected = "".join(f"{word}\0" for word in argv[1:]).encode()
-    hook: dict[str, tuple[str, object]] = {
-        "plain": {"ExecStopPost": ("a(sasb)", [(argv[0], argv, False)])},
-        "ex": {"ExecStopPostEx": ("a(sasas)", [(argv[0], argv, ["no-env-expand"])])},
-    }[form]
+    plain: tuple[str, object] = ("a(sasb)", [(argv[0], argv, False)])
+    extended: tuple[str, object] = ("a(sasas)", [(argv[0], argv, ["no-env-expand"])])
+    hook = {"ExecStopPostEx": extended} if form == "ex" else {"ExecStopPost": plain}
 
     async def body(manager: Manager) -> None:
         unit = name()
@@ -419,3 +421,19 @@ def test_forty_starts_at_once(host: Host) -> None:
         assert manager._jobs == {} and manager._refs == set()
 
     run(host, body)
+
+
+def test_log_lines_arrive_with_their_fields(host: Host) -> None:
+    handler = JournalHandler(path=str(host.path("/run/systemd/journal/socket")))
+    log = logging.Logger("sdshim.test")
+    log.addHandler(handler)
+    identity = name()
+    fields = {"container_id": identity, "duration_ms": 2.5, "trace_id": "a\nb"}
+    log.warning("over\nin two lines", extra={"fields": fields})
+    handler.close()
+    host.run(["journalctl", "--sync"])
+    line = host.run(["journalctl", "-o", "json", f"CONTAINER_ID={identity}"]).stdout
+    entry = json.loads(line)
+    assert entry["MESSAGE"] == "over\nin two lines" and entry["PRIORITY"] == "4"
+    assert entry["DURATION_MS"] == "2.500" and entry["TRACE_ID"] == "a\nb"
+    assert entry["SYSLOG_IDENTIFIER"] == "sdshim" and entry["_TRANSPORT"] == "journal"

@@ -126,6 +126,20 @@ def test_a_death_at_any_point_loses_nothing(point: str, count: int) -> None:
     check()
 
 
+@pytest.mark.parametrize("point", ["spool.kept", "spool.moved", "spool.filed", "spool.whole"])
+@pytest.mark.parametrize("method", ["Do", "State"])
+def test_a_large_frame_with_nothing_behind_it_is_found_again(point: str, method: str) -> None:
+    @aio
+    async def check() -> None:
+        async with manager([(point, 1), (point, 1), ("append", 1)]) as here:
+            async with await Client.connect(here.path) as client:
+                await here.call(client, method, bytes(500_000))
+                await here.call(client, "Do", b"x")
+            here.check_effects()
+
+    check()
+
+
 def test_a_connection_dies_with_its_server_only_before_the_store_has_it() -> None:
     @aio
     async def check() -> None:

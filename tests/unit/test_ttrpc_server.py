@@ -17,6 +17,7 @@ from sdshim.core.errors import DeadlineExceeded, NotFound, ResourceExhausted, Un
 from sdshim.ttrpc import peek, reader
 from sdshim.ttrpc.accept import Acceptor
 from sdshim.ttrpc.calls import MAX_TEXT
+from sdshim.ttrpc.connection import Connection
 from sdshim.ttrpc.frames import HEADER, MAX_DATA, Request, encode_frame, encode_request
 from tests.unit.ttrpc_kit import (
     SERVICE,
@@ -267,6 +268,61 @@ async def test_a_peer_that_writes_byte_by_byte_is_understood(
 
 
 @aio
+async def test_a_busy_connection_lets_the_others_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader, "BURST", 2)
+    async with house() as here:
+        busy, quiet = here.connect(), here.connect()
+        await until(lambda: len(here.server.connections) == 2)
+        await send(busy, b"".join(request(n, "State", b"busy") for n in range(1, 200, 2)))
+        await send(quiet, request(1, "State", b"quiet"))
+        assert [(await receive(busy))[0] for _ in range(100)] == list(range(1, 200, 2))
+        await receive(quiet)
+        order = [call.payload for call in here.handlers.inlined]
+        assert order.index(b"quiet") < 10
+
+
+@aio
+async def test_without_descriptors_a_large_frame_waits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reader, "RETRY", 0.01)
+    real = os.memfd_create
+    failures = iter([errno.EMFILE, errno.ENFILE])
+
+    def scarce(name: str, flags: int) -> int:
+        for code in failures:
+            raise OSError(code, os.strerror(code))
+        return real(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", scarce)
+    async with house() as here, await here.client() as client:
+        data = bytes(100_000)
+        assert await client.call(SERVICE, "State", data) == data
+        assert len([r for r in caplog.records if "waits" in r.message]) == 2
+
+
+@aio
+async def test_a_fault_of_ours_costs_one_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async with house() as here, await here.client() as good:
+        await good.call(SERVICE, "State", b"")
+        bad = here.connect()
+        await until(lambda: 2 in here.server.connections)
+
+        def broken(conn: object) -> None:
+            raise ZeroDivisionError
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Connection, "take", broken)
+            await send(bad, request(1, "Create"))
+            with pytest.raises((EOFError, ConnectionResetError)):
+                await receive(bad)
+        assert "ZeroDivisionError" in caplog.text
+        assert await good.call(SERVICE, "State", b"x") == b"x"
+
+
+@aio
 async def test_an_incomplete_frame_costs_nothing_while_it_waits() -> None:
     async with house() as here:
         sock = here.connect()
@@ -355,14 +411,14 @@ async def test_a_peer_that_left_is_seen_behind_its_queued_frames() -> None:
 @aio
 async def test_nothing_is_read_before_the_store_has_the_connection() -> None:
     async with house() as here:
-        here.keeper.gate = asyncio.Event()
+        here.keeper.gated = True
         sock = here.connect()
         await send(sock, request(1, "State", b"x"))
         await until(lambda: "conn.1" in here.keeper.held)
         for _ in range(50):
             await asyncio.sleep(0)
         assert not here.handlers.inlined
-        here.keeper.gate.set()
+        here.keeper.open_gate()
         assert (await receive(sock))[1].payload == b"x"
 
 
@@ -417,13 +473,13 @@ async def test_quiesce_stops_reading_and_accepting_but_replies_still_leave() -> 
         sock = here.connect()
         await send(sock, request(1, "Create"))
         call = await here.call_arrived()
-        here.keeper.gate = asyncio.Event()
+        here.keeper.gated = True
         here.connect()
         await until(lambda: "conn.2" in here.keeper.held)
         quiesce = asyncio.ensure_future(here.server.quiesce())
         await asyncio.sleep(0)
         assert not quiesce.done()  # what is accepted must be in the store
-        here.keeper.gate.set()
+        here.keeper.open_gate()
         await quiesce
         here.connect()
         await send(sock, request(3, "Create"))

@@ -85,16 +85,25 @@ class Keeper:
 
     def __init__(self) -> None:
         self.held: dict[str, list[int]] = {}
-        self.gate: asyncio.Event | None = None  # when set, barriers wait for it
+        self.gated = False  # barriers wait for `open_gate`
+        self._waiting: list[asyncio.Future[None]] = []
 
     def keep(self, name: str, *fds: int, poll: bool = True) -> Awaitable[None]:
         del poll
         self.held.setdefault(name, []).extend(os.dup(fd) for fd in fds)
-        return self._barrier()
+        kept = asyncio.get_running_loop().create_future()
+        if not self.gated:
+            kept.set_result(None)
+        else:
+            self._waiting.append(kept)
+        return kept
 
-    async def _barrier(self) -> None:
-        if self.gate is not None:
-            await self.gate.wait()
+    def open_gate(self) -> None:
+        """Answer all barriers."""
+        self.gated = False
+        for kept in self._waiting:
+            if not kept.done():
+                kept.set_result(None)
 
     def remove(self, name: str) -> None:
         for fd in self.held.pop(name, ()):

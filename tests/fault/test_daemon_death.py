@@ -1,0 +1,171 @@
+"""The daemon is killed with SIGKILL while containers come and go: neither they nor containerd notice.
+
+Three `ctr run` at a time, twenty rounds, two to four kills a round at random moments of Create, run,
+exit and Delete. A seed reproduces the moments: SDSHIM_FAULT_SEED.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import selectors
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.system.client import Ctr, events
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.host import Host
+    from tests.system.client import Events
+
+pytestmark = [pytest.mark.system, pytest.mark.fault]
+
+ROUNDS = int(os.environ.get("SDSHIM_FAULT_ROUNDS", "20"))
+AT_A_TIME = 3
+LAUNCHER = "/usr/local/bin/containerd-shim-systemd-v1"
+CALLS = "/run/launcher-calls"
+
+
+def daemon_pid(host: Host) -> int:
+    """The daemon's pid outside, 0 while there is none. Its children share its cgroup."""
+    procs = host.cgroup_path / "system.slice/sdshim.service/cgroup.procs"
+    try:
+        for pid in procs.read_text().split():
+            if b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    except OSError:
+        pass
+    return 0
+
+
+def kill_daemon(host: Host) -> bool:
+    """SIGKILL to the daemon, if it is up."""
+    pid = daemon_pid(host)
+    if not pid:
+        return False
+    try:
+        os.kill(pid, 9)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def launcher_calls(host: Host) -> Iterator[Path]:
+    """Every call of the launcher, one line each."""
+    real = f"{LAUNCHER}.real"
+    wrapper = f'#!/bin/sh\necho "$*" >>{CALLS}\nexec {real} "$@"\n'
+    host.run(["mv", LAUNCHER, real])
+    host.run(["sh", "-c", 'cat >"$0"; chmod 755 "$0"', LAUNCHER], input=wrapper)
+    yield host.path(CALLS)
+    host.run(["mv", real, LAUNCHER])
+    host.run(["rm", "-f", CALLS])
+
+
+@dataclass(slots=True)
+class Run:
+    """One `ctr run` under way."""
+
+    task: str
+    code: int
+    process: subprocess.Popen[bytes]
+    output: bytes = b""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What went wrong, and how often it was tried."""
+
+    kills: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def _round(ctr: Ctr, number: int, random_: random.Random, tally: Tally) -> list[str]:
+    """Three containers and a few kills; returns the tasks' ids."""
+    runs = []
+    for slot in range(AT_A_TIME):
+        task, code = f"kill-{number}-{slot}", random_.randrange(0, 120)
+        nap = random_.choice(["", "sleep 0.05;", "sleep 0.2;"])
+        argv = ctr.run_argv(
+            task, "sh", "-c", f"echo one; {nap} echo two >&2; exit {code}", options=["--rm"]
+        )
+        process = ctr.host.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        runs.append(Run(task, code, process))
+    moments = sorted(random_.uniform(0, 0.5) for _ in range(random_.randint(2, 4)))
+    begun = time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        for run in runs:
+            assert run.process.stdout is not None
+            selector.register(run.process.stdout, selectors.EVENT_READ, run)
+        while selector.get_map():
+            now = time.monotonic() - begun
+            if moments and now >= moments[0]:
+                moments.pop(0)
+                tally.kills += kill_daemon(ctr.host)
+                continue
+            if now > 30:
+                tally.faults.append(f"hung: {[k.data.task for k in selector.get_map().values()]}")
+                break
+            for key, _ in selector.select(moments[0] - now if moments else 30 - now):
+                data = key.fileobj.read1(4096)  # type: ignore[union-attr]
+                key.data.output += data
+                if not data:
+                    selector.unregister(key.fileobj)
+    for run in runs:
+        _judge(ctr, run, tally)
+    return [run.task for run in runs]
+
+
+def _judge(ctr: Ctr, run: Run, tally: Tally) -> None:
+    if run.process.poll() is None:
+        try:
+            run.process.wait(5)
+        except subprocess.TimeoutExpired:
+            ctr.host.send_signal(run.process, 9)
+            run.process.kill()
+            run.process.wait()
+    assert run.process.stdout is not None
+    run.process.stdout.close()
+    lines = sorted(run.output.split())
+    if run.process.returncode != run.code or lines != [b"one", b"two"]:
+        tally.faults.append(
+            f"{run.task}: exit {run.process.returncode}, not {run.code}; output {run.output!r}"
+        )
+
+
+def _check_events(seen: Events, tasks: list[str], tally: Tally) -> None:
+    for task in tasks:
+        try:
+            seen.until(task, "delete", timeout=10)
+        except AssertionError as error:
+            tally.faults.append(f"{task}: {error}"[:300])
+        if seen.of(task) != ["create", "start", "exit", "delete"]:
+            tally.faults.append(f"{task}: events {seen.of(task)}")
+
+
+@pytest.mark.timeout(600)
+def test_nobody_notices_that_the_daemon_is_killed(
+    ctr: Ctr, host: Host, launcher_calls: Path
+) -> None:
+    seed = int(os.environ.get("SDSHIM_FAULT_SEED", "1"))
+    random_, tally, tasks = random.Random(seed), Tally(), []
+    with events(host) as seen:
+        for number in range(ROUNDS):
+            tasks += _round(ctr, number, random_, tally)
+        _check_events(seen, tasks, tally)
+    calls = launcher_calls.read_text().splitlines()
+    for task in tasks:
+        deletes = [c for c in calls if f"-id {task} " in c and c.endswith(" delete")]
+        if len(deletes) != 1:
+            tally.faults.append(f"{task}: {len(deletes)} calls of delete")
+    print(f"fault: kills={tally.kills} containers={len(tasks)} faults={len(tally.faults)}")
+    ctr.remove(*tasks) if tally.faults else None
+    assert not tally.faults, f"seed {seed}:\n" + "\n".join(tally.faults) + host.log_tail(200)
+    assert tally.kills >= ROUNDS

@@ -1,0 +1,518 @@
+"""A containerd of ours: bundles by hand, the launcher, ttrpc calls from outside, an Events server.
+
+    with Rig(host) as rig:
+        box = rig.bundle("box", "sleep", "1000")
+        rig.call("Create", id=box.id, bundle=box.path)
+        end = rig.begin("Wait", id=box.id)         # a future
+        rig.call("Start", id=box.id)
+
+Calls run in an event loop in a thread of their own, so tests stay plain functions. What a test
+leaves is ended as containerd would: by the launcher's `delete` for each bundle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from sdshim.core.errors import ShimError
+from sdshim.pb import control_pb2, events_pb2, ttrpc_events_pb2
+from sdshim.pb import task_v2_pb2 as pb
+from sdshim.ttrpc.client import Client
+from sdshim.ttrpc.frames import (
+    HEADER,
+    FrameType,
+    Request,
+    Response,
+    decode_request,
+    decode_response,
+    encode_frame,
+    encode_request,
+    encode_response,
+    parse_header,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from tests.host import Host
+
+V2, V3 = "containerd.task.v2.Task", "containerd.task.v3.Task"
+CONTROL = "sdshim.v1.Control"
+HOME = "/tmp/taskclient"
+ROOTFS = f"{HOME}/rootfs"
+EVENTS = f"{HOME}/events.sock"
+ZERO_SECONDS = -62135596800
+LAUNCHER = "containerd-shim-systemd-v1"
+
+MESSAGES: dict[str, tuple[type[Any], type[Any] | None]] = {
+    "State": (pb.StateRequest, pb.StateResponse),
+    "Create": (pb.CreateTaskRequest, pb.CreateTaskResponse),
+    "Start": (pb.StartRequest, pb.StartResponse),
+    "Delete": (pb.DeleteRequest, pb.DeleteResponse),
+    "Pids": (pb.PidsRequest, pb.PidsResponse),
+    "Pause": (pb.PauseRequest, None),
+    "Resume": (pb.ResumeRequest, None),
+    "Checkpoint": (pb.CheckpointTaskRequest, None),
+    "Kill": (pb.KillRequest, None),
+    "Exec": (pb.ExecProcessRequest, None),
+    "ResizePty": (pb.ResizePtyRequest, None),
+    "CloseIO": (pb.CloseIORequest, None),
+    "Update": (pb.UpdateTaskRequest, None),
+    "Wait": (pb.WaitRequest, pb.WaitResponse),
+    "Stats": (pb.StatsRequest, pb.StatsResponse),
+    "Connect": (pb.ConnectRequest, pb.ConnectResponse),
+    "Shutdown": (pb.ShutdownRequest, None),
+}
+EVENT_TYPES = {
+    f"containerd.events.{name}": getattr(events_pb2, name)
+    for name in ("TaskCreate", "TaskStart", "TaskExit", "TaskDelete")
+}
+
+
+def spec_of(*command: str) -> dict[str, Any]:
+    """A minimal OCI spec: busybox below ROOTFS, namespaces of its own, no limits."""
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": list(command),
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+        },
+        "root": {"path": ROOTFS, "readonly": True},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+        ],
+        "linux": {
+            "namespaces": [{"type": name} for name in ("pid", "ipc", "uts", "mount", "network")]
+        },
+    }
+
+
+@dataclass(slots=True)
+class Bundle:
+    """A bundle's folder; `path` inside the host, `outside` the same from here."""
+
+    namespace: str
+    id: str
+    path: str
+    outside: Path
+    ends: dict[str, int] = field(default_factory=dict)
+
+    def fifo(self, stream: str) -> str:
+        """Make a FIFO, take the client's end of an output; its path for Create."""
+        path = self.outside / stream
+        os.mkfifo(path, 0o700)
+        if stream != "stdin":
+            self.ends[stream] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return f"{self.path}/{stream}"
+
+    def read(self, stream: str, timeout: float = 10) -> bytes:
+        """What the container wrote, up to the end of file."""
+        data = b""
+        deadline = time.monotonic() + timeout
+        while True:
+            ready, _, _ = select.select([self.ends[stream]], [], [], deadline - time.monotonic())
+            assert ready, f"no end of file on {stream} within {timeout} s; came: {data!r}"
+            part = os.read(self.ends[stream], 65536)
+            if not part:
+                return data
+            data += part
+
+    def read_line(self, stream: str, timeout: float = 10) -> bytes:
+        """What the container writes next, up to the end of a line."""
+        data = b""
+        while not data.endswith(b"\n"):
+            assert select.select([self.ends[stream]], [], [], timeout)[0], f"came: {data!r}"
+            data += os.read(self.ends[stream], 1)
+        return data
+
+    def write_spec(self, spec: Any) -> None:
+        """config.json anew; bytes go in as they are."""
+        data = spec if isinstance(spec, bytes) else json.dumps(spec).encode()
+        (self.outside / "config.json").write_bytes(data)
+
+    def close(self) -> None:
+        for fd in self.ends.values():
+            os.close(fd)
+        self.ends.clear()
+
+
+class Event(NamedTuple):
+    """One event as the containerd at the Events address got it."""
+
+    namespace: str
+    topic: str
+    body: Any
+
+
+class EventServer:
+    """containerd's Events service, as much as a shim sees of it; lives in the loop of a Rig."""
+
+    def __init__(self, path: str) -> None:
+        self.seen: list[Event] = []
+        self._news = threading.Condition()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.bind(path)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._sock)
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in list(self._writers):
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while True:
+                header = parse_header(await reader.readexactly(HEADER))
+                request = decode_request(await reader.readexactly(header.length))
+                self._take(request)
+                writer.write(
+                    encode_frame(header.stream, FrameType.RESPONSE, encode_response(Response()))
+                )
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    def _take(self, request: Request) -> None:
+        envelope = ttrpc_events_pb2.ForwardRequest.FromString(request.payload).envelope
+        body = EVENT_TYPES[envelope.event.type_url].FromString(envelope.event.value)
+        with self._news:
+            self.seen.append(Event(envelope.namespace, envelope.topic, body))
+            self._news.notify_all()
+
+    def of(self, task: str) -> list[str]:
+        """Topics of one task so far, without `/tasks/`."""
+        seen = [event for event in self.seen if event.body.container_id == task]
+        return [event.topic.removeprefix("/tasks/") for event in seen]
+
+    def until(self, task: str, topic: str, timeout: float = 10) -> Event:
+        """Wait for an event of a task, and return it."""
+        with self._news:
+            arrived = self._news.wait_for(lambda: topic in self.of(task), timeout)
+        assert arrived, f"no {topic} of {task} within {timeout} s; came: {self.of(task)}"
+        return next(
+            event
+            for event in self.seen
+            if event.body.container_id == task and event.topic == f"/tasks/{topic}"
+        )
+
+
+class Connection:
+    """One ttrpc connection of a Rig."""
+
+    def __init__(self, rig: Rig, client: Client) -> None:
+        self._rig = rig
+        self._client = client
+
+    def begin(
+        self,
+        method: str,
+        *,
+        service: str = V2,
+        metadata: dict[str, str] | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> Future[Any]:
+        """Send a call; the future has the decoded reply or the error that came."""
+        kind, answer = MESSAGES[method]
+        return self.send(service, method, kind(**fields).SerializeToString(), answer, metadata)
+
+    def send(
+        self,
+        service: str,
+        method: str,
+        payload: bytes,
+        answer: type[Any] | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> Future[Any]:
+        """The same with a payload of the caller's."""
+
+        async def run() -> Any:
+            pairs = list((metadata or {}).items())
+            data = await self._client.call(service, method, payload, metadata=pairs)
+            return answer.FromString(data) if answer else data
+
+        return self._rig.submit(run())
+
+    def call(self, method: str, **arguments: Any) -> Any:
+        """A call and its reply."""
+        return self.begin(method, **arguments).result(15)
+
+    def fails(self, method: str, **arguments: Any) -> tuple[int, str]:
+        """(code, text) of a call that must fail."""
+        with pytest.raises(ShimError) as caught:
+            self.call(method, **arguments)
+        return int(caught.value.code), str(caught.value)
+
+    def close(self) -> None:
+        """Leave, whatever is under way."""
+        self._rig.do(self._close())
+
+    async def _close(self) -> None:
+        self._client.close()
+
+
+class Rig:
+    """Everything containerd does around a shim, on a booted host, for as long as a test runs."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="taskclient")
+        self._bundles: list[Bundle] = []
+        self._connections: dict[str, Connection] = {}
+        self._all: list[Connection] = []
+
+    def __enter__(self) -> Rig:
+        self._thread.start()
+        home = self.host.path(HOME)
+        home.mkdir(exist_ok=True)
+        if not self.host.path(ROOTFS).exists():
+            script = (
+                f"mkdir -p {ROOTFS}/bin {ROOTFS}/proc {ROOTFS}/dev && cp /bin/busybox {ROOTFS}/bin/"
+                f" && chroot {ROOTFS} /bin/busybox --install -s /bin"
+            )
+            self.host.run(["sh", "-c", script])
+        path = self.host.path(EVENTS)
+        path.unlink(missing_ok=True)
+        self.events = EventServer(str(path))
+        self.do(self.events.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            for bundle in reversed(self._bundles):
+                if bundle.outside.exists():
+                    self.give_up(bundle)
+                bundle.close()
+        finally:
+            for connection in self._all:
+                connection.close()
+            self.do(self.events.stop())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    # --- the loop
+
+    def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Run a coroutine in the rig's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The same, to its end."""
+        return self.submit(work).result(15)
+
+    # --- what containerd does on disk
+
+    def bundle(
+        self, id_: str, *command: str, namespace: str = "default", spec: Any = None
+    ) -> Bundle:
+        """Make a bundle and run the launcher's `start` for it."""
+        path = f"{HOME}/b/{namespace}/{id_}"
+        bundle = Bundle(namespace, id_, path, self.host.path(path))
+        bundle.outside.mkdir(mode=0o700, parents=True)
+        self._bundles.append(bundle)
+        bundle.write_spec(spec_of(*command) if spec is None else spec)
+        assert self.launcher(bundle, "start") == f"unix:///run/sdshim/s/{namespace}".encode()
+        return bundle
+
+    def launcher(self, bundle: Bundle, action: str, **environment: str) -> bytes:
+        """Run the launcher for a bundle as containerd does; what it printed."""
+        argv = ["env", "-C", bundle.path, LAUNCHER, "-namespace", bundle.namespace]
+        argv += ["-address", f"{HOME}/grpc.sock", "-publish-binary", "/usr/bin/containerd"]
+        argv += ["-id", bundle.id, *(["-bundle", bundle.path] if action == "delete" else [])]
+        made = {"TTRPC_ADDRESS": EVENTS, **environment}
+        process = self.host.popen(
+            [*argv, action],
+            env=made,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = process.communicate(timeout=10)
+        assert process.returncode == 0 and not err, (process.returncode, out, err)
+        return bytes(out)
+
+    def give_up(self, bundle: Bundle) -> Any:
+        """What containerd does when a task is over for it; what the launcher's `delete` told."""
+        told = pb.DeleteResponse.FromString(self.launcher(bundle, "delete"))
+        shutil.rmtree(bundle.outside)
+        return told
+
+    # --- calls
+
+    def connect(self, namespace: str = "default") -> Connection:
+        """A connection of its own to the namespace's socket."""
+        path = str(self.host.path(f"/run/sdshim/s/{namespace}"))
+        connection = Connection(self, self.do(Client.connect(path)))
+        self._all.append(connection)
+        return connection
+
+    def connect_main(self) -> Connection:
+        """A connection to the daemon's main socket, where the launcher asks."""
+        path = str(self.host.path("/run/sdshim/sdshim.sock"))
+        connection = Connection(self, self.do(Client.connect(path)))
+        self._all.append(connection)
+        return connection
+
+    def listen(self, namespace: str) -> str:
+        """What the launcher asks first: a socket for a namespace."""
+        request = control_pb2.ListenRequest(namespace=namespace).SerializeToString()
+        answer = self.connect_main().send(
+            CONTROL, "Listen", request, control_pb2.ListenResponse
+        )
+        return str(answer.result(15).address)
+
+    def _shared(self, namespace: str) -> Connection:
+        if namespace not in self._connections:
+            self._connections[namespace] = self.connect(namespace)
+        return self._connections[namespace]
+
+    def begin(self, method: str, *, namespace: str = "default", **arguments: Any) -> Future[Any]:
+        """A call on the namespace's shared connection."""
+        return self._shared(namespace).begin(method, **arguments)
+
+    def call(self, method: str, *, namespace: str = "default", **arguments: Any) -> Any:
+        """The same, with its reply."""
+        return self._shared(namespace).call(method, **arguments)
+
+    def refused(
+        self, method: str, *, namespace: str = "default", **arguments: Any
+    ) -> tuple[int, str]:
+        """(code, text) of a call that must fail."""
+        return self._shared(namespace).fails(method, **arguments)
+
+    # --- whole steps
+
+    def created(self, id_: str, *command: str, spec: Any = None) -> Bundle:
+        """A task that waits for Start."""
+        bundle = self.bundle(id_, *(command or ("sleep", "1000")), spec=spec)
+        self.call("Create", id=id_, bundle=bundle.path)
+        return bundle
+
+    def running(self, id_: str, *command: str, spec: Any = None) -> Bundle:
+        """A task that runs."""
+        bundle = self.created(id_, *command, spec=spec)
+        self.call("Start", id=id_)
+        return bundle
+
+    def stopped(self, id_: str, *command: str) -> Bundle:
+        """A task that has ended, with 7 by default."""
+        bundle = self.running(id_, *(command or ("sh", "-c", "exit 7")))
+        self.call("Wait", id=id_)
+        return bundle
+
+    def deleted(self, id_: str) -> Bundle:
+        """A task that was deleted; its bundle is still there."""
+        bundle = self.stopped(id_)
+        self.call("Delete", id=id_)
+        return bundle
+
+    def daemon_pid(self) -> int:
+        """MainPID of the daemon, as the host counts."""
+        shown = self.host.run(["systemctl", "show", "-P", "MainPID", "sdshim.service"])
+        return int(shown.stdout)
+
+    def unit_exists(self, id_: str, namespace: str = "default") -> bool:
+        """Whether systemd has the unit of a task in memory."""
+        unit = f"sdshim-{namespace.replace('-', ':')}-{id_}.service"
+        listed = self.host.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", unit])
+        return bool(listed.stdout.strip())
+
+
+class RawSocket:
+    """A socket to a namespace, for what no client of ours would send."""
+
+    def __init__(self, host: Host, namespace: str = "default") -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(10)
+        self.sock.connect(str(host.path(f"/run/sdshim/s/{namespace}")))
+
+    def __enter__(self) -> RawSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def request(
+        self, stream: int, method: str, payload: bytes = b"", *, service: str = V2, nano: int = 0
+    ) -> None:
+        """Send one request frame."""
+        data = encode_request(Request(service, method, payload, nano))
+        self.sock.sendall(encode_frame(stream, FrameType.REQUEST, data))
+
+    def header(self, length: int, stream: int, kind: int = FrameType.REQUEST) -> None:
+        """Send a frame's first ten bytes only."""
+        self.sock.sendall(struct.pack(">IIBB", length, stream, kind, 0))
+
+    def response(self) -> tuple[int, Response]:
+        """The next response: stream and contents."""
+        header = parse_header(self._exactly(HEADER))
+        assert header.type == FrameType.RESPONSE
+        return header.stream, decode_response(self._exactly(header.length))
+
+    def ended(self) -> bool:
+        """Whether the other side has closed; fails when bytes come instead."""
+        try:
+            return self.sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = self.sock.recv(size - len(data))
+            assert part, f"the connection ended after {len(data)} of {size} bytes"
+            data += part
+        return data
+
+
+@contextlib.contextmanager
+def no_traceback(host: Host) -> Iterator[None]:
+    """The daemon's log has no traceback of the block's time: nothing came unexpected."""
+    cursor = _journal(host, "-n0", "--show-cursor").rpartition("cursor: ")[2].strip()
+    yield
+    said = _journal(host, f"--after-cursor={cursor}")
+    assert "Traceback" not in said, said
+
+
+def _journal(host: Host, *arguments: str) -> str:
+    argv = ["journalctl", "-u", "sdshim.service", "-o", "cat", "--no-pager", *arguments]
+    return str(host.run(argv, check=False).stdout)
+
+
+def eventually(condition: Callable[[], bool], what: str, timeout: float = 10) -> None:
+    """Ask again until it is so, where nothing tells when."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"

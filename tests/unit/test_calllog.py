@@ -1,0 +1,318 @@
+"""The call log: what it remembers, over torn writes, compaction and a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sdshim.core.errors import ResourceExhausted
+from sdshim.host.calllog import MAGIC, CallLog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+TOKEN = bytes(range(16))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "calls"
+
+
+@pytest.fixture
+def log(path: Path) -> Iterator[CallLog]:
+    log = CallLog(path)
+    yield log
+    log.close()
+
+
+def again(log: CallLog, path: Path, **options: Any) -> CallLog:
+    log.close()
+    return CallLog(path, **options)
+
+
+def receive(log: CallLog, conn: int, stream: int, payload: bytes = b"p", **changes: Any) -> None:
+    facts: dict[str, Any] = {
+        "service": "s",
+        "method": "m",
+        "payload": payload,
+        "metadata": {"k": ("a", "b"), "l": ("c",)},
+        "namespace": "ns",
+        "peer_pid": 7,
+        "token": TOKEN,
+        "received": 1.5,
+        "deadline": None,
+    }
+    log.received((conn, stream), **(facts | changes))
+
+
+def test_a_call_is_remembered_with_all_that_it_needs(log: CallLog, path: Path) -> None:
+    log.opened(1, "ns")
+    receive(log, 1, 5, b"\0\xff", deadline=99.25)
+    log = again(log, path)
+    (call,) = log.open_calls()
+    assert call.key == (1, 5)
+    assert (call.service, call.method, call.namespace) == ("s", "m", "ns")
+    assert (call.payload, call.token, call.peer_pid) == (b"\0\xff", TOKEN, 7)
+    assert call.metadata == {"k": ("a", "b"), "l": ("c",)}
+    assert (call.received, call.deadline) == (1.5, 99.25)
+    assert (call.expired, call.reply, call.note) == (False, None, b"")
+    assert log.last_stream(1) == 5
+    assert log.connections() == [1]
+    log.close()
+
+
+def test_a_call_is_open_until_it_is_sent(log: CallLog, path: Path) -> None:
+    log.opened(1, "ns")
+    for stream in (1, 3, 5):
+        receive(log, 1, stream)
+    log.done((1, 1), (5, "no", b""), b"note")
+    log.done((1, 3), (0, "", b"yes"))
+    log.sent((1, 3))
+    log.expired((1, 5))
+    log = again(log, path)
+    assert [(c.key, c.reply, c.note, c.expired) for c in log.open_calls()] == [
+        ((1, 1), (5, "no", b""), b"note", False),
+        ((1, 5), None, b"", True),
+    ]
+    log.close()
+
+
+def test_a_closed_connection_keeps_its_open_calls(log: CallLog, path: Path) -> None:
+    log.opened(1, "ns")
+    receive(log, 1, 1)
+    log.closed(1)
+    assert log.connections() == []
+    log = again(log, path)
+    assert [call.key for call in log.open_calls()] == [(1, 1)]
+    log.close()
+
+
+def test_serials_only_grow_even_when_nothing_else_is_left(log: CallLog, path: Path) -> None:
+    serial = log.next_serial()
+    log.opened(serial, "ns")
+    log.opened(40, "ns")  # adopted, of an earlier life
+    log.closed(40)
+    log.closed(serial)
+    for _ in range(3):
+        log = again(log, path)
+    assert log.next_serial() == 41
+    log.close()
+
+
+def test_records_about_unknown_calls_are_not_kept(log: CallLog, path: Path) -> None:
+    log.done((9, 9), (0, "", b""))
+    log.expired((9, 9))
+    log.sent((9, 9))
+    log.closed(9)
+    assert not log.open_calls()
+    assert path.stat().st_size < 200
+
+
+def test_a_log_cut_anywhere_holds_all_records_before_the_cut(log: CallLog, path: Path) -> None:
+    sizes = [path.stat().st_size]
+    log.opened(1, "ns")
+    for stream in range(1, 9, 2):
+        receive(log, 1, stream, bytes(stream))
+        sizes.append(path.stat().st_size)
+    log.close()
+    whole = path.read_bytes()
+    for cut in range(sizes[0], len(whole)):
+        path.write_bytes(whole[:cut])
+        log = CallLog(path)
+        expected = sum(size <= cut for size in sizes[1:])
+        assert len(log.open_calls()) == expected
+        receive(log, 1, 99)
+        log = again(log, path)
+        assert [call.key[1] for call in log.open_calls()][-1] == 99
+        assert len(log.open_calls()) == expected + 1
+        log.close()
+
+
+def test_a_damaged_record_ends_the_log(log: CallLog, path: Path) -> None:
+    receive(log, 1, 1)
+    size = path.stat().st_size
+    receive(log, 1, 3)
+    log.close()
+    data = bytearray(path.read_bytes())
+    data[size + 20] ^= 1
+    path.write_bytes(data)
+    log = CallLog(path)
+    assert [call.key for call in log.open_calls()] == [(1, 1)]
+    log.close()
+
+
+def test_an_unknown_format_is_set_aside(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_bytes(b"something else entirely, and long")
+    log = CallLog(path)
+    receive(log, 1, 1)
+    log = again(log, path)
+    assert len(log.open_calls()) == 1
+    assert path.with_name("calls.unreadable").read_bytes().startswith(b"something")
+    assert "unknown format" in caplog.text
+    log.close()
+
+
+def test_a_log_torn_within_its_first_line_is_a_new_one(path: Path) -> None:
+    for cut in range(len(MAGIC)):
+        path.write_bytes(MAGIC[:cut])
+        CallLog(path).close()
+        assert path.read_bytes().startswith(MAGIC)
+    assert not path.with_name("calls.unreadable").exists()
+
+
+def test_a_log_that_grew_is_compacted_to_what_is_open(path: Path) -> None:
+    log = CallLog(path, limit=4096)
+    log.opened(1, "one")
+    log.opened(2, "two")
+    receive(log, 1, 1, b"stays")
+    log.done((1, 1), (0, "", b"answer"), b"note")
+    for stream in range(1, 2001, 2):
+        receive(log, 2, stream, bytes(50))
+        log.done((2, stream), (0, "", b""))
+        log.sent((2, stream))
+    assert path.stat().st_size < 3 * 4096
+    log = again(log, path)
+    (call,) = log.open_calls()
+    assert (call.payload, call.reply, call.note) == (b"stays", (0, "", b"answer"), b"note")
+    assert (log.last_stream(1), log.last_stream(2)) == (1, 1999)
+    assert log.next_serial() == 3
+    log.close()
+
+
+def test_what_is_open_beyond_the_limit_is_not_copied_over_and_over(path: Path) -> None:
+    written = 0
+
+    def counted(fd: int, data: bytes) -> int:
+        nonlocal written
+        written += len(data)
+        return os.write(fd, data)
+
+    log = CallLog(path, limit=1000, write=counted)
+    receive(log, 1, 1, bytes(100_000))
+    for stream in range(3, 2003, 2):
+        receive(log, 1, stream)
+        log.sent((1, stream))
+    assert written < 10 * 100_000
+    log.close()
+
+
+@pytest.mark.parametrize("leftover", [b"", MAGIC + b"half"])
+def test_a_death_within_compaction_leaves_the_old_log(path: Path, leftover: bytes) -> None:
+    log = CallLog(path)
+    receive(log, 1, 1)
+    path.with_name("calls.new").write_bytes(leftover)
+    log = again(log, path)
+    assert len(log.open_calls()) == 1
+    log.close()
+
+
+class Disk:
+    """A disk with so many bytes left; a write beyond takes what fits, as tmpfs does."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def write(self, fd: int, data: bytes) -> int:
+        if self.room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fits = min(self.room, len(data))
+        self.room -= fits
+        return os.write(fd, data[:fits])
+
+
+def test_a_full_disk_refuses_new_calls_and_nothing_half_is_left(path: Path) -> None:
+    disk = Disk(1 << 20)
+    log = CallLog(path, write=disk.write)
+    log.opened(1, "ns")
+    receive(log, 1, 1)
+    for room in (0, 1, 30):
+        disk.room = room
+        with pytest.raises(ResourceExhausted, match="No space left"):
+            receive(log, 1, 3)
+        assert log.last_stream(1) == 1
+    disk.room = 1 << 20
+    receive(log, 1, 3)
+    log = again(log, path)
+    assert [call.key for call in log.open_calls()] == [(1, 1), (1, 3)]
+    log.close()
+
+
+def test_on_a_full_disk_old_records_make_room_for_new_ones(path: Path) -> None:
+    refused = 0
+
+    def write(fd: int, data: bytes) -> int:
+        """No room for the log as it is, but for a small new one."""
+        nonlocal refused
+        if os.fstat(fd).st_size > 10_000:
+            refused += 1
+            raise OSError(errno.ENOSPC, "full")
+        return os.write(fd, data)
+
+    log = CallLog(path)
+    for stream in range(1, 100, 2):
+        receive(log, 1, stream, bytes(1000))
+        log.sent((1, stream))
+    assert path.stat().st_size > 10_000
+    log._write = write
+    receive(log, 1, 103)
+    assert refused == 1
+    assert path.stat().st_size < 10_000
+    assert [call.key for call in log.open_calls()] == [(1, 103)]
+    log.close()
+
+
+def test_the_spare_file_lets_work_end_on_a_full_disk(path: Path) -> None:
+    spare = path.with_name("calls.spare")
+
+    def write(fd: int, data: bytes) -> int:
+        if full and spare.exists():
+            raise OSError(errno.ENOSPC, "full")
+        return os.write(fd, data)
+
+    full = False
+    log = CallLog(path, write=write)
+    receive(log, 1, 1)
+    assert spare.stat().st_size > 0
+    full = True
+    with pytest.raises(ResourceExhausted):
+        receive(log, 1, 3)
+    log.done((1, 1), (0, "", b"x"))
+    log.sent((1, 1))
+    full = False
+    log = again(log, path)
+    assert not log.open_calls()
+    assert spare.exists()
+    log.close()
+
+
+def test_a_record_that_cannot_be_written_at_all_stops_nothing(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = Disk(1 << 20)
+    log = CallLog(path, write=disk.write)
+    receive(log, 1, 1)
+    disk.room = 0
+    log.done((1, 1), (0, "", b"x"))
+    assert [call.reply for call in log.open_calls()] == [None]
+    log.sent((1, 1))
+    log.closed(1)
+    assert "record lost" in caplog.text
+    log.close()
+
+
+def test_another_fault_of_the_file_is_not_hidden(path: Path) -> None:
+    log = CallLog(path)
+    receive(log, 1, 1)
+
+    def broken(fd: int, data: bytes) -> int:
+        raise OSError(errno.EIO, "broken")
+
+    log._write = broken
+    with pytest.raises(ResourceExhausted, match="broken"):
+        receive(log, 1, 3)
+    log.close()
