@@ -8,6 +8,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 ROOT ?= self
 CGROUP ?= v2
+HOSTS ?= self/v2
 DEMO_HOST ?= booted
 N ?= 20
 PYTEST ?= $(PY) -m pytest
@@ -35,11 +36,11 @@ lint: deps ## ruff and mypy
 unit: deps ## unit tests: pure, seconds, no root
 	$(PYTEST) tests/unit
 
-system: deps ## system tests on a booted host (ROOT=self|trixie|forky CGROUP=v2|v1)
-	$(PYTEST) tests/system --host-root $(ROOT) --host-cgroup $(CGROUP)
+system: deps ## system and fault tests (HOSTS=self/v2,self/v1,trixie/v2,trixie/v1,forky/v2)
+	$(PYTEST) tests/system tests/fault --hosts $(HOSTS)
 
 test: lint ## lint, unit tests, system tests on this machine's own root
-	$(PYTEST) tests/unit tests/system --host-root self --host-cgroup v2
+	$(PYTEST) tests/unit tests/system tests/fault --hosts $(HOSTS)
 
 bench: deps ## sdshim against io.containerd.runc.v2, interleaved, as ratios (N=rounds)
 	@$(PY) -m tests.bench --root $(ROOT) --cgroup $(CGROUP) --rounds $(N)

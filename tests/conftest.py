@@ -1,18 +1,57 @@
-"""Options of the test run; `tests/system` boots the host they name once per session."""
+"""Options of a run: which hosts the system and fault tests are run on, and how long each took."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Iterator
+
+HOSTS = ("self/v2", "self/v1", "trixie/v2", "trixie/v1", "forky/v2")
+NO_HOST = "without a host"
+MINUTES = pytest.StashKey[dict[str, float]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("sdshim")
-    group.addoption(
-        "--host-root", default="self", choices=("self", "trixie", "forky"), help="root to boot"
+    parser.getgroup("sdshim").addoption(
+        "--hosts",
+        default="self/v2",
+        metavar="ROOT/CGROUP,…",
+        help=f"hosts for the system and fault tests (default self/v2; all: {','.join(HOSTS)})",
     )
-    group.addoption(
-        "--host-cgroup", default="v2", choices=("v2", "v1"), help="cgroup flavour of the host"
-    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[MINUTES] = {}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for the host runs once on each."""
+    if "host" in metafunc.fixturenames and metafunc.definition.get_closest_marker("system"):
+        names = metafunc.config.getoption("--hosts").split(",")
+        for name in names:
+            if name not in HOSTS:
+                raise pytest.UsageError(f"--hosts: {name!r} is not one of {', '.join(HOSTS)}")
+        metafunc.parametrize("host", names, indirect=True, scope="session")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Add up the time of each stage."""
+    begun = time.monotonic()
+    yield
+    callspec = getattr(item, "callspec", None)
+    stage = callspec.params.get("host", NO_HOST) if callspec else NO_HOST
+    stage = stage if stage in HOSTS else NO_HOST
+    spent = item.config.stash[MINUTES]
+    spent[stage] = spent.get(stage, 0.0) + time.monotonic() - begun
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for stage, seconds in config.stash[MINUTES].items():
+        terminalreporter.write_line(f"stage {stage}: {seconds / 60:.1f} min")

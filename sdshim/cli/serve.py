@@ -25,6 +25,7 @@ from sdshim.host import cgroup
 from sdshim.host.calllog import CallLog
 from sdshim.host.store import Store
 from sdshim.runtime.oci import OciRuntime
+from sdshim.systemd import journal
 from sdshim.systemd.bus import Bus
 from sdshim.systemd.fdstore import FdStore
 from sdshim.systemd.manager import Manager
@@ -47,7 +48,7 @@ FLUSH_S = 0.3
 
 def serve(config: Config) -> int:
     """Run the daemon until SIGTERM or SIGINT."""
-    logging.basicConfig(level=config.log_level.upper())  # TEMP
+    journal.install(logging.getLevelNamesMapping()[config.log_level.upper()])
     tracer = tracer_from_env(os.environ, config.otlp_endpoint or None)
     try:
         asyncio.run(Daemon(config, tracer).run())

@@ -19,17 +19,17 @@ from sdshim.core.model import RecordedReply
 from sdshim.core.names import TaskKey
 from sdshim.core.record import Record
 from sdshim.core.unitspec import InitUnit, init_properties
-from sdshim.daemon import exits, plan, streams, teardown
+from sdshim.daemon import exits, plan, streams, teardown, timings
 from sdshim.daemon.task import Task
 from sdshim.host.process import limits_of
 from sdshim.host.store import RUNTIME_COMMAND, STDERR
 from sdshim.pb import task_v2_pb2 as pb
-from sdshim.runtime import bundle, commands
+from sdshim.runtime import bundle
+from sdshim.systemd.errors import UnitExists
 
 if TYPE_CHECKING:
     from sdshim.daemon.node import Node
     from sdshim.daemon.plan import Plan
-    from sdshim.systemd.manager import Job
     from sdshim.ttrpc.server import Call
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ async def create(node: Node, call: Call, request: pb.CreateTaskRequest) -> bytes
         raise AlreadyExists(f"task {request.id}: already exists")
     if call.peer_gone():
         raise Canceled("the client left before Create had begun")
-    containerd = _containerd(node, call, request.bundle)
+    containerd = _containerd(node, call, plan.bundle_folder(request.bundle))
     planned = plan.make(request, call, node.config, containerd)
     traceparent = spans.current().traceparent
     planned = replace(planned, identity=replace(planned.identity, traceparent=traceparent))
@@ -53,19 +53,19 @@ async def create(node: Node, call: Call, request: pb.CreateTaskRequest) -> bytes
     async with task.lock:
         try:
             await _prepare(node, task, planned)
-            job = await _start_unit(node, task, planned, call.peer_pid)
-            return await _finish(node, task, call, await job.wait())
-        except (ShimError, OSError) as error:
-            await _roll_back(node, task)
-            if isinstance(error, ShimError):
-                raise
-            raise UnknownError(f"cannot create {task.key}", cause=str(error)) from error
+            result = await _start_unit(node, task, planned, call.peer_pid)
+            return await _finish(node, task, call, result)
+        except Exception as error:
+            await _roll_back(node, task, foreign=isinstance(error, UnitExists))
+            if isinstance(error, OSError):
+                raise UnknownError(f"cannot create {task.key}", cause=str(error)) from error
+            raise
 
 
-def _containerd(node: Node, call: Call, bundle_path: str) -> str:
+def _containerd(node: Node, call: Call, folder: Path) -> str:
     """Which containerd wants the events: the one whose launcher ran for this bundle; for members
     of a version-3 pod, the one known for the same peer; else the configured one."""
-    address = bundle.read_start(Path(bundle_path)).get("ttrpc_address", "")
+    address = bundle.read_start(folder).get("ttrpc_address", "")
     if address:
         node.addresses[call.peer_pid] = address
     return address or node.addresses.get(call.peer_pid, "") or node.config.containerd_address
@@ -88,7 +88,8 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
     await streams.hold(node, task)
 
 
-async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> Job:
+async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> str:
+    """Start the unit; how its start job ended."""
     me = task.identity
     state_dir = node.store.folder(me)
     unit = InitUnit(
@@ -100,8 +101,12 @@ async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> J
         stop_timeout_us=int(node.config.stop_timeout * 1e6),
         start_timeout_us=int(node.config.create_timeout * 1e6),
     )
-    with node.tracer.span("systemd.StartTransientUnit", {spans.UNIT: me.unit}):
-        return await node.manager.start_transient(me.unit, init_properties(unit, node.facts))
+    with node.tracer.span("unit.start", timings.about(task)) as span:
+        job = await node.manager.start_transient(me.unit, init_properties(unit, node.facts))
+        result = await job.wait()
+        span.set("systemd.job.result", result)
+        await timings.record(node, task)
+    return result
 
 
 async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
@@ -109,7 +114,7 @@ async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
     me = task.identity
     pid = node.store.pid(me)
     if result != "done" or not pid:
-        raise _explain(node, task, result)
+        raise await _explain(node, task, result)
     payload = pb.CreateTaskResponse(pid=pid).SerializeToString()
     streams.opened(node, task)
     task.see(Seen.CREATED, pid=pid, call=call.key, reply=RecordedReply(0, "", payload))
@@ -117,21 +122,33 @@ async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
     return payload
 
 
-def _explain(node: Node, task: Task, result: str) -> ShimError:
+async def _explain(node: Node, task: Task, result: str) -> ShimError:
     """Why the unit did not start, in the runtime's or mount's own words."""
     me = task.identity
     folder = node.store.folder(me)
-    printed = node.store.text(me, STDERR)
-    if (folder / commands.LOG).exists() or not me.rootfs or not printed:
-        default = printed or f"unit {me.unit}: start job {result}"
-        return node.runtime.failure(folder, "OCI runtime create failed", default)
-    return UnknownError(f"failed to mount rootfs component: {' '.join(printed.split())}")
+    printed = " ".join(node.store.text(me, STDERR).split())
+    for mount in await timings.ran(node, me.unit, "ExecStartPre"):
+        if mount.failure:
+            text = printed or f"{mount.argv[0]}: {mount.failure}"
+            return UnknownError(f"failed to mount rootfs component: {text}")
+    default = f"unit {me.unit}: start job {result}"
+    for create in await timings.ran(node, me.unit, "ExecStart"):
+        if create.failure:
+            default = f"{me.runtime.binary} did not terminate successfully: {create.failure}"
+    default += f": {printed}" if printed else ""
+    return node.runtime.failure(folder, "OCI runtime create failed", default)
 
 
-async def _roll_back(node: Node, task: Task) -> None:
-    """Undo what was made; what cannot be undone is logged, the first error is the client's."""
+async def _roll_back(node: Node, task: Task, *, foreign: bool = False) -> None:
+    """Undo what was made; what cannot be undone is logged, the first error is the client's.
+
+    `foreign`: a unit of that name is somebody else's, so nothing was started and it stays.
+    """
     try:
-        await teardown.remove_all(node, task)
+        if foreign:
+            streams.release(node, task)
+        else:
+            await teardown.remove_all(node, task)
         task.see(Seen.CREATE_FAILED)
         bundle.write(Path(task.identity.bundle), bundle.DELETED, teardown.response(task))
     except (ShimError, OSError) as error:
@@ -176,5 +193,4 @@ async def _outcome(node: Node, task: Task, call: Call) -> str:
     if me.rootfs:
         (Path(me.bundle) / "rootfs").mkdir(mode=0o711, exist_ok=True)
     await streams.hold(node, task)
-    job = await _start_unit(node, task, planned, call.peer_pid)
-    return await job.wait()
+    return await _start_unit(node, task, planned, call.peer_pid)

@@ -59,6 +59,16 @@ async def _end(task: Task) -> None:
     await task.exited.wait()
 
 
+async def discard(node: Node, task: Task) -> None:
+    """Remove what is left of a task that the launcher has ended while no daemon was there;
+    containerd has published its end."""
+    task.mute()
+    async with task.lock:
+        await teardown.remove_all(node, task)
+        node.tasks.pop(task.key, None)
+        node.store.remove(task.identity)
+
+
 def mark(task: Task, payload: bytes) -> None:
     """Tell the launcher's `delete`, which containerd runs next, that nothing is left to do."""
     try:

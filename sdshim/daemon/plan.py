@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
     key = names.TaskKey(
         names.check_id(call.namespace, "namespace"), names.check_id(request.id, "container id")
     )
-    folder = _bundle(request.bundle)
+    folder = bundle_folder(request.bundle)
     if request.terminal:
         raise InvalidArgument("terminals are not supported yet", hint="run without --tty/-t")
     if request.checkpoint:
@@ -68,13 +69,18 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
     return Plan(identity, spec, _description(key, bundle.notes(spec)))
 
 
-def _bundle(path: str) -> Path:
-    if not path.startswith("/") or ".." in path.split("/"):
-        raise InvalidArgument(f"bundle {path!r} is not a clean absolute path")
-    folder = Path(path)
-    if not folder.is_dir():
+def bundle_folder(path: str) -> Path:
+    """The bundle of a request. Raises InvalidArgument when that cannot be one."""
+    if not path.startswith("/") or ".." in path.split("/") or not path.isprintable():
+        raise InvalidArgument(f"bundle {path[:256]!r} is not a clean absolute path")
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        text = f"bundle {path[:256]} is not a directory"
+        raise InvalidArgument(text, cause=error.strerror or "") from error
+    if not stat.S_ISDIR(mode):
         raise InvalidArgument(f"bundle {path} is not a directory")
-    return folder
+    return Path(path)
 
 
 def place(spec: dict[str, Any], key: names.TaskKey, unit: str) -> tuple[str, str, bool]:
@@ -106,6 +112,8 @@ def runtime_options(options: AnyMessage, default_runtime: str) -> RuntimeOptions
         message.ParseFromString(options.value)
     except Exception as error:  # protobuf's DecodeError has another home in each runtime
         raise InvalidArgument(f"options of type {kind} cannot be decoded") from error
+    if "\0" in message.root + message.binary_name:
+        raise InvalidArgument(f"options: NUL in {message.binary_name!r} or {message.root!r}")
     if message.root and not message.root.startswith("/"):
         raise InvalidArgument(f"options: root {message.root!r} is not an absolute path")
     return replace(
@@ -119,6 +127,10 @@ def runtime_options(options: AnyMessage, default_runtime: str) -> RuntimeOptions
 
 def _mount(mount: Any) -> Mount:
     options = tuple(mount.options)
+    if "\0" in "".join((mount.type, mount.source, *options)):  # nothing below can carry one
+        raise InvalidArgument("NUL in the type, source or options of a rootfs mount")
+    if not mount.source or mount.source.startswith("-"):
+        raise InvalidArgument(f"rootfs mount with source {mount.source!r}")
     if mount.target.strip("/"):
         raise InvalidArgument(f"rootfs mount with target {mount.target!r} is not supported yet")
     if mount.type.startswith(("fuse.", "fuse3.")):
@@ -139,5 +151,7 @@ def _description(key: names.TaskKey, notes: dict[str, str]) -> str:
             "io.kubernetes.cri.container-name",
         )
     ]
-    extra = ", ".join(word for word in words if word)
+    # It becomes a line of the unit's file: no line breaks, nothing unprintable, no novel.
+    extra = ", ".join(word[:100] for word in words if word)
+    extra = "".join(char if char.isprintable() else "?" for char in extra)
     return f"Container {key}" + (f" ({extra})" if extra else "")

@@ -145,8 +145,8 @@ class Mailbox:
                 await client.expect(stream, DOUBT_TIMEOUT)
                 self._doubt = None
                 return
-            except TimeoutError:
-                pass
+            except DeadlineExceeded:
+                log.info("event %d is in doubt and sent again as stream %d", event.seq, stream)
         stream = client.next_stream if stream is None else stream
         self._write(sending=event.seq, stream=stream)
         await client.call(

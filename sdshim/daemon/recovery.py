@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase
 from sdshim.daemon import exits, streams
+from sdshim.daemon.delete import discard
 from sdshim.daemon.task import Task
 from sdshim.host.store import Broken
 from sdshim.systemd.errors import NoSuchUnit
@@ -77,6 +78,9 @@ async def _adopt(node: Node, task: Task) -> None:
     """Bring one task's picture up to date with what happened meanwhile."""
     if task.phase is Phase.DELETED:
         task.forget_if_done()
+        return
+    if node.store.was_cleaned(task.identity):
+        node.spawn(discard(node, task), f"remains of {task.key}")
         return
     try:
         await node.manager.ref(task.identity.unit)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sdshim.core import spans
 from sdshim.core.model import EXIT_UNKNOWN, ZERO_TIME_SECONDS
 from sdshim.daemon import streams
-from sdshim.host import mounts
+from sdshim.host import cgroup, mounts
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.systemd.errors import NoSuchUnit
 
@@ -61,6 +61,8 @@ async def forget_unit(node: Node, task: Task) -> None:
     await node.manager.reset_failed(unit)
     await node.manager.unref(unit)
     await node.manager.when_removed(unit)
+    if task.identity.owns_cgroup:
+        cgroup.prune(task.identity.cgroup.rpartition("/")[0])
 
 
 def response(task: Task) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -27,3 +28,15 @@ def pids(cgroup: str, root: Path = CGROUP_ROOT) -> list[int]:
         except OSError:
             continue
     return sorted(set(found))
+
+
+def prune(cgroup: str, root: Path = CGROUP_ROOT) -> None:
+    """Hybrid v1: remove what the OCI runtime made at and above its own cgroup in the controllers
+    that systemd does not manage (freezer, cpuset …), and that neither of them removes."""
+    if unified(root):
+        return
+    for controller in root.iterdir():
+        folder = controller / cgroup.lstrip("/")
+        for path in sorted(folder.glob("**/"), reverse=True):
+            with contextlib.suppress(OSError):
+                path.rmdir()

@@ -99,6 +99,10 @@ class Store:
         except OSError:
             return None
 
+    def was_cleaned(self, me: Identity) -> bool:
+        """Whether the launcher's `delete` ended and removed the container without us."""
+        return (self.folder(me) / CLEANED).exists()
+
     def text(self, me: Identity, name: str) -> str:
         """The first 16 KiB of a file of the incarnation; empty when it is missing."""
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 from sdshim.core.errors import InvalidArgument, NotFound, ResourceExhausted
@@ -27,9 +28,7 @@ def load_spec(bundle: Path) -> dict[str, Any]:
     """The OCI spec. Raises NotFound or InvalidArgument with the file's name and the fault."""
     path = bundle / CONFIG
     try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise InvalidArgument(f"{path} is larger than {MAX_CONFIG} bytes")
-        spec = json.loads(path.read_bytes())
+        spec = json.loads(_read(path))
     except FileNotFoundError as error:
         raise NotFound(f"bundle has no {CONFIG}: {path}: not found") from error
     except (ValueError, RecursionError) as error:
@@ -38,13 +37,37 @@ def load_spec(bundle: Path) -> dict[str, Any]:
         raise InvalidArgument(f"{path} cannot be read", cause=str(error)) from error
     if not isinstance(spec, dict) or not isinstance(spec.get("linux", {}), dict):
         raise InvalidArgument(f"{path} is not an OCI runtime spec for Linux")
+    _check_cgroup(path, cgroups_path(spec))
     return spec
 
 
-def cgroups_path(spec: dict[str, Any]) -> str:
-    """`linux.cgroupsPath`, empty when the spec names none."""
-    value = (spec.get("linux") or {}).get("cgroupsPath", "")
-    return value if isinstance(value, str) else ""
+def _read(path: Path) -> bytes:
+    """A regular file, and nothing that could block the daemon (a FIFO) or never end."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise InvalidArgument(f"{path} is not a regular file")
+        if facts.st_size > MAX_CONFIG:
+            raise InvalidArgument(f"{path} is larger than {MAX_CONFIG} bytes")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read(MAX_CONFIG)
+    finally:
+        os.close(fd)
+
+
+def _check_cgroup(path: Path, cgroup: object) -> None:
+    if not isinstance(cgroup, str):
+        raise InvalidArgument(f"{path}: linux.cgroupsPath is not a text")
+    parts = cgroup.split("/")
+    # The root cgroup holds every process of the host: `kill --all` would reach them.
+    if ".." in parts or not cgroup.isprintable() or (cgroup and not any(parts)):
+        raise InvalidArgument(f"{path}: cgroupsPath {cgroup!r} cannot be a container's cgroup")
+
+
+def cgroups_path(spec: dict[str, Any]) -> Any:
+    """`linux.cgroupsPath`, empty when the spec names none; text, once `load_spec` has seen it."""
+    return (spec.get("linux") or {}).get("cgroupsPath", "")
 
 
 def notes(spec: dict[str, Any]) -> dict[str, str]:
@@ -57,7 +80,11 @@ def set_cgroup(bundle: Path, spec: dict[str, Any], cgroup: str) -> None:
     """Write config.json anew with `linux.cgroupsPath` = `cgroup`."""
     linux = spec.get("linux") or {}
     changed = {**spec, "linux": {**linux, "cgroupsPath": cgroup}}
-    write(bundle, CONFIG, json.dumps(changed, separators=(",", ":")).encode())
+    try:
+        data = json.dumps(changed, separators=(",", ":")).encode()
+    except RecursionError as error:
+        raise InvalidArgument(f"{bundle / CONFIG} is not valid JSON", cause=str(error)) from error
+    write(bundle, CONFIG, data)
 
 
 def write(bundle: Path, name: str, data: bytes) -> None:
@@ -78,8 +105,8 @@ def read_start(bundle: Path) -> dict[str, str]:
     """What the launcher noted at `start`: `key=value` lines; empty when it did not run (a member
     of a version-3 pod)."""
     try:
-        text = (bundle / START).read_text(errors="replace")
-    except OSError:
+        text = _read(bundle / START).decode(errors="replace")
+    except (OSError, InvalidArgument):
         return {}
     pairs = (line.partition("=") for line in text.splitlines())
     return {key: value for key, sep, value in pairs if sep}

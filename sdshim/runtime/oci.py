@@ -50,7 +50,7 @@ class OciRuntime:
         Plain delete can fail while systemd removes the unit's cgroups: the second try finds no
         cgroup and succeeds (units 2); the third is by force.
         """
-        if not Path(commands.state_path(me.runtime, me.namespace, me.id)).exists():
+        if not self._knows(me):
             return
         failure: ShimError | None = None
         for forced in (force, force, True):
@@ -68,6 +68,9 @@ class OciRuntime:
     def waits_for_start(self, me: Identity) -> bool:
         """True while the created container has not been let go."""
         return Path(commands.exec_fifo(me.runtime, me.namespace, me.id)).exists()
+
+    def _knows(self, me: Identity) -> bool:
+        return Path(commands.state_path(me.runtime, me.namespace, me.id)).exists()
 
     def failure(self, state_dir: Path, prefix: str, default: str) -> UnknownError:
         """The error that the runtime's log of this task tells, or `default`."""

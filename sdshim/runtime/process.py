@@ -27,9 +27,10 @@ def find(binary: str) -> str:
     """Absolute path of the runtime. Raises NotFound in the words Go's exec would use."""
     path = shutil.which(binary)
     if path is None:
-        place = (
-            "no such file or directory" if "/" in binary else "executable file not found in $PATH"
-        )
+        place = "executable file not found in $PATH"
+        if "/" in binary:
+            there = os.access(binary, os.F_OK)
+            place = "permission denied" if there else "no such file or directory"
         raise NotFound(
             f'OCI runtime "{binary}" cannot be run: exec: "{binary}": {place}',
             hint="install it, or name another in the runtime options (BinaryName)",

@@ -36,8 +36,14 @@ def check(stdio: Stdio) -> None:
             )
         if not path.startswith("/") or "\0" in path:
             raise InvalidArgument(f"{name}: {path!r} is not an absolute path")
-        if not Path(path).exists():
-            raise InvalidArgument(f"{name}: {path} does not exist")
+        try:
+            mode = Path(path).stat().st_mode
+        except FileNotFoundError:
+            raise InvalidArgument(f"{name}: {path} does not exist") from None
+        except OSError as error:
+            raise InvalidArgument(f"{name}: {path[:256]}", cause=error.strerror or "") from error
+        if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISCHR(mode)):
+            raise InvalidArgument(f"{name}: {path} is neither a FIFO nor a file")
 
 
 @dataclass(slots=True)

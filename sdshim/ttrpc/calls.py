@@ -1,7 +1,7 @@
 """The words the server, its log, its fd keeper and its handlers share.
 
 The log (sdshim.host.calllog) and the keeper (sdshim.systemd.fdstore) live in rooms that do not
-know this one; they fit the protocols below by shape. A call's life in the log:
+know this one; they fit `protocols` by shape. A call's life in the log:
 
     received ── done(reply, note) ── sent            the usual way
     received ── expired ── sent                      deadline answered, operation went on
@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import logging
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from sdshim.core.errors import Code, ShimError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping
+    from collections.abc import Mapping
+
+    from sdshim.ttrpc.protocols import Peer
 
 MAX_TEXT = 16 << 10  # bytes of an error text
 _LOG = logging.getLogger(__name__)
@@ -46,13 +48,6 @@ class Reply(NamedTuple):
     code: int
     message: str
     payload: bytes
-
-
-class Peer(Protocol):
-    """The connection a call came on, as far as handlers need it."""
-
-    def peer_gone(self) -> bool:
-        """Whether nobody waits for replies any more."""
 
 
 class Call:
@@ -112,107 +107,6 @@ class Call:
 
     def __repr__(self) -> str:
         return f"<Call {self.key.conn}/{self.key.stream} {self.service}/{self.method}>"
-
-
-class Handlers(Protocol):
-    """What the server serves."""
-
-    def kind(self, service: str, method: str) -> CallKind:
-        """How to serve this method; raise Unimplemented (`service …`, `method …`) if unknown."""
-
-    def inline(self, call: Call) -> bytes:
-        """Answer now: the reply's payload, or raise. May run again for the same call."""
-
-    def dispatch(self, call: Call) -> None:
-        """Begin the work (again, if `call.recovered`); `Server.reply` ends it."""
-
-
-class OpenCall(Protocol):
-    """An open call as the log remembers it."""
-
-    @property
-    def key(self) -> tuple[int, int]: ...
-    @property
-    def service(self) -> str: ...
-    @property
-    def method(self) -> str: ...
-    @property
-    def payload(self) -> bytes: ...
-    @property
-    def metadata(self) -> Mapping[str, tuple[str, ...]]: ...
-    @property
-    def namespace(self) -> str: ...
-    @property
-    def peer_pid(self) -> int: ...
-    @property
-    def token(self) -> bytes: ...
-    @property
-    def received(self) -> float: ...
-    @property
-    def deadline(self) -> float | None: ...
-    @property
-    def expired(self) -> bool: ...
-    @property
-    def reply(self) -> tuple[int, str, bytes] | None: ...
-    @property
-    def note(self) -> bytes: ...
-
-
-class CallLog(Protocol):
-    """Remembers calls across the death of the process."""
-
-    def next_serial(self) -> int:
-        """A connection serial never given before."""
-
-    def opened(self, conn: int, namespace: str) -> None:
-        """A connection is in the fd store (again)."""
-
-    def received(
-        self,
-        key: tuple[int, int],
-        *,
-        service: str,
-        method: str,
-        payload: bytes,
-        metadata: Mapping[str, tuple[str, ...]],
-        namespace: str,
-        peer_pid: int,
-        token: bytes,
-        received: float,
-        deadline: float | None,
-    ) -> None:
-        """A call is about to be taken from its connection; ResourceExhausted if it must not be."""
-
-    def done(self, key: tuple[int, int], reply: tuple[int, str, bytes], note: bytes) -> None:
-        """The call's effect has happened and this is its answer."""
-
-    def expired(self, key: tuple[int, int]) -> None:
-        """The caller was told that its deadline passed; the operation goes on."""
-
-    def sent(self, key: tuple[int, int]) -> None:
-        """Nothing is left to do for this call."""
-
-    def closed(self, conn: int) -> None:
-        """The connection has ended; its open calls stay open."""
-
-    def last_stream(self, conn: int) -> int:
-        """The id of the last call received on this connection, 0 if none."""
-
-    def connections(self) -> Iterable[int]:
-        """The connections not closed so far."""
-
-    def open_calls(self) -> Iterable[OpenCall]:
-        """What earlier processes left to do, oldest first."""
-
-
-class FdKeeper(Protocol):
-    """Holds copies of descriptors for the next process."""
-
-    def keep(self, name: str, *fds: int, poll: bool = True) -> Awaitable[None]:
-        """Give copies away now; the result is ready when they surely have arrived."""
-
-    def remove(self, name: str) -> None:
-        """Give the copies of this name up."""
 
 
 def clip(text: str) -> str:

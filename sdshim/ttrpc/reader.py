@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sdshim.core.errors import ResourceExhausted
 from sdshim.ttrpc.accept import NO_DESCRIPTORS, RETRY
@@ -24,27 +24,13 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
-    from sdshim.core.errors import ShimError
-    from sdshim.ttrpc.calls import FdKeeper
     from sdshim.ttrpc.connection import Connection
     from sdshim.ttrpc.frames import Header
+    from sdshim.ttrpc.protocols import FdKeeper, Sink
 
 BURST = 64  # frames of one connection before the others have their turn
 STALL = 0.2  # seconds after which a frame that has begun is spooled
 _LOG = logging.getLogger(__name__)
-
-
-class Sink(Protocol):
-    """Where frames go."""
-
-    def frame(self, conn: Connection, header: Header, data: bytes) -> None:
-        """A whole frame; make it safe or answer it, then `Reader.take` it."""
-
-    def refuse(self, conn: Connection, stream: int, error: ShimError) -> None:
-        """Answer a frame that is not even read."""
-
-    def end(self, conn: Connection, why: str) -> None:
-        """Nothing more comes on this connection."""
 
 
 class Reader:

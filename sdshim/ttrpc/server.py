@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from sdshim.core.errors import ShimError
-    from sdshim.ttrpc.calls import CallLog, FdKeeper, Handlers, OpenCall
     from sdshim.ttrpc.frames import Header
+    from sdshim.ttrpc.protocols import CallLog, FdKeeper, Handlers, OpenCall
 
 QUEUE_LIMIT = 16 << 20  # replies a peer may leave unread, beyond what the kernel holds
 _LOG = logging.getLogger(__name__)

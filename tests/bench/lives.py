@@ -11,7 +11,7 @@ import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ class Bench:
         if exited.exit_status or deleted.exit_status:
             raise RuntimeError(f"{runtime}: `true` ended with {exited.exit_status}")
         self.client.remove_container(name)
-        spans = zip(marks, marks[1:], strict=False)
+        spans = pairwise(marks)
         life = dict(zip(PHASES, [(end - begin) * 1000 for begin, end in spans], strict=True))
         return {**life, "life": (marks[-1] - marks[0]) * 1000}
 
@@ -87,17 +87,22 @@ class Bench:
             return list(pool.map(self.life, [runtime] * parallel))
 
 
-def interleaved(
-    bench: Bench, rounds: int, parallel: int, warm_up: int, beat: Callable[[str], None]
+def take_turns(
+    contestants: dict[str, Callable[[], list[Life]]],
+    rounds: int,
+    warm_up: int,
+    beat: Callable[[str], None],
 ) -> dict[str, list[Life]]:
-    """Runtime → lives; the two take turns, and in each round the other one begins."""
-    found: dict[str, list[Life]] = {runtime: [] for runtime in RUNTIMES}
-    for number in range(-warm_up, rounds):
-        beat(f"{parallel} at once, round {number + 1}")
-        for runtime in RUNTIMES if number % 2 else RUNTIMES[::-1]:
-            lives = bench.lives(runtime, parallel)
-            if number >= 0:
-                found[runtime] += lives
+    """Each one's lives; in every round all have a turn, and another one begins."""
+    names = list(contestants)
+    found: dict[str, list[Life]] = {name: [] for name in names}
+    for number in range(rounds + warm_up):
+        beat(f"round {number + 1} of {rounds + warm_up}")
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            lives = contestants[name]()
+            if number >= warm_up:
+                found[name] += lives
     return found
 
 
@@ -108,7 +113,7 @@ def cpu(
     meter = meter_of(bench.host)
     found: dict[str, list[float]] = {runtime: [] for runtime in RUNTIMES}
     for number in range(blocks):
-        beat(f"cpu, block {number + 1}")
+        beat(f"cpu, {parallel} at once, block {number + 1} of {blocks}")
         for runtime in RUNTIMES if number % 2 else RUNTIMES[::-1]:
             time.sleep(SETTLE)
             begun = meter()

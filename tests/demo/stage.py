@@ -124,7 +124,10 @@ def lacks() -> list[str]:
         if shutil.which(program) is None
     ]
     for command, hint in (
-        ("ctr --connect-timeout 2s version", "containerd does not answer: systemctl status containerd"),
+        (
+            "ctr --connect-timeout 2s version",
+            "containerd does not answer (is it running?)",
+        ),
         ("systemctl is-active sdshim.socket", "sdshim.socket is not active: sudo make install"),
     ):
         argv = command.split()

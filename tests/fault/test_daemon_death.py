@@ -1,7 +1,7 @@
-"""The daemon is killed with SIGKILL while containers come and go: neither they nor containerd notice.
+"""The daemon is killed while containers come and go: neither they nor containerd notice.
 
-Three `ctr run` at a time, twenty rounds, two to four kills a round at random moments of Create, run,
-exit and Delete. A seed reproduces the moments: SDSHIM_FAULT_SEED.
+Three `ctr run` at a time, twenty rounds, two to four SIGKILLs a round at random moments of Create,
+run, exit and Delete. A seed reproduces the moments: SDSHIM_FAULT_SEED.
 """
 
 from __future__ import annotations

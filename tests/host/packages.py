@@ -34,7 +34,14 @@ SHARED = [
     "python3-protobuf",
     "python3-grpcio",
 ]
-MACHINE = (*SHARED, "debootstrap", "python3-pip")
+MACHINE = (
+    *SHARED,
+    "debootstrap",
+    "libprotobuf-dev",
+    "protobuf-compiler",
+    "python3-pip",
+    "python3-venv",
+)
 GUEST = (*SHARED, "systemd-sysv", "python3", "kmod", "mount", "criu")
 
 POLICY = Path("/usr/sbin/policy-rc.d")

@@ -22,8 +22,16 @@ RUNTIME = "io.containerd.systemd.v1"
 class Ctr:
     """containerd's own client, with our runtime."""
 
-    def __init__(self, host: Host, namespace: str = "default", runtime: str = RUNTIME) -> None:
+    def __init__(
+        self,
+        host: Host,
+        namespace: str = "default",
+        runtime: str = RUNTIME,
+        address: str = "",
+    ) -> None:
         self.host = host
+        self.address = address
+        """Of another containerd than the host's own."""
         self.namespace = namespace
         # The build machines bind their controllers to v1: a v2 host has none (tests/host).
         self.limits = ["--cpu-shares", "0"] if host.cgroup == "v2" else []
@@ -31,7 +39,8 @@ class Ctr:
 
     def argv(self, *arguments: str) -> list[str]:
         """A whole ctr command."""
-        return ["ctr", "-n", self.namespace, *arguments]
+        where = ["-a", self.address] if self.address else []
+        return ["ctr", *where, "-n", self.namespace, *arguments]
 
     def call(
         self, *arguments: str, check: bool = True, timeout: float = 30
@@ -145,9 +154,10 @@ class Events:
 
 
 @contextmanager
-def events(host: Host) -> Iterator[Events]:
+def events(host: Host, address: str = "") -> Iterator[Events]:
     """Follow containerd's events, from before the block's first statement."""
-    process = host.popen(["ctr", "events"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    client = ["ctr", *(["-a", address] if address else [])]
+    process = host.popen([*client, "events"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         found = Events(process)
         probe = f"probe-{time.monotonic_ns()}"
@@ -158,8 +168,8 @@ def events(host: Host) -> Iterator[Events]:
         # `ctr events` does not say when it has subscribed: a namespace's event is the sign.
         deadline = time.monotonic() + 10
         while True:
-            host.run(["ctr", "namespace", "create", probe])
-            host.run(["ctr", "namespace", "rm", probe])
+            host.run([*client, "namespace", "create", probe])
+            host.run([*client, "namespace", "rm", probe])
             try:
                 found.read(subscribed, 0.5, "subscription")
                 break

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    """One host for all system tests; a machine that cannot boot one skips, CI fails."""
-    root = request.config.getoption("--host-root")
-    cgroup = request.config.getoption("--host-cgroup")
+    """One host (`--hosts`) for all its tests; a machine that cannot boot one skips, CI fails."""
+    root, _, cgroup = request.param.partition("/")
     try:
         booted = Host(root=root, cgroup=cgroup)
         booted.__enter__()

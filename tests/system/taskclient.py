@@ -388,9 +388,7 @@ class Rig:
     def listen(self, namespace: str) -> str:
         """What the launcher asks first: a socket for a namespace."""
         request = control_pb2.ListenRequest(namespace=namespace).SerializeToString()
-        answer = self.connect_main().send(
-            CONTROL, "Listen", request, control_pb2.ListenResponse
-        )
+        answer = self.connect_main().send(CONTROL, "Listen", request, control_pb2.ListenResponse)
         return str(answer.result(15).address)
 
     def _shared(self, namespace: str) -> Connection:

@@ -34,8 +34,7 @@ COUNTER = itertools.count()
 @pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """A host of our own, without the daemon: the units of these tests have names of its kind."""
-    options = request.config
-    root, cgroup = options.getoption("--host-root"), options.getoption("--host-cgroup")
+    root, _, cgroup = request.param.partition("/")
     try:
         booted = Host(root=root, cgroup=cgroup, install=False, images=False)
         booted.__enter__()

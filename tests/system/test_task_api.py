@@ -47,7 +47,7 @@ def test_a_task_that_is_not_there_is_not_found(rig: Rig, method: str, state: str
     _make(rig, state, "gone")
     if state == "unknown":
         rig.listen("default")
-    fields = {"signal": SIGKILL} if method == "Kill" else {}
+    fields: dict[str, Any] = {"signal": SIGKILL} if method == "Kill" else {}
     assert rig.refused(method, id="gone", **fields) == NO_TASK
 
 
@@ -64,7 +64,7 @@ def test_what_a_state_forbids_is_refused_in_the_words_of_stock(
     rig: Rig, method: str, state: str, error: tuple[int, str]
 ) -> None:
     _make(rig, state, "cell")
-    fields = {"signal": SIGKILL} if method == "Kill" else {}
+    fields: dict[str, Any] = {"signal": SIGKILL} if method == "Kill" else {}
     before = rig.call("State", id="cell")
     assert rig.refused(method, id="cell", **fields) == error
     assert rig.call("State", id="cell") == before
@@ -148,7 +148,7 @@ def test_shutdown_after_the_last_delete_leaves_the_daemon_running(rig: Rig) -> N
 @pytest.mark.parametrize("service", [V2, V3])
 def test_state_tells_all_fields_from_create_to_exit(rig: Rig, service: str) -> None:
     bundle = rig.bundle("life", "sh", "-c", "exit 7")
-    paths = {name: bundle.fifo(name) for name in ("stdin", "stdout", "stderr")}
+    paths: dict[str, Any] = {name: bundle.fifo(name) for name in ("stdin", "stdout", "stderr")}
 
     def state() -> Any:
         return rig.call("State", service=service, id="life")
@@ -196,7 +196,7 @@ def test_a_task_is_not_found_until_its_create_has_answered(rig: Rig, host: Host)
     made = rig.begin("Create", id="slow", bundle=bundle.path)
     (bundle.outside / "reached").read_text()
     for method in ("State", "Pids", "Wait", "Start", "Kill"):
-        fields = {"signal": SIGKILL} if method == "Kill" else {}
+        fields: dict[str, Any] = {"signal": SIGKILL} if method == "Kill" else {}
         assert rig.refused(method, id="slow", **fields) == NO_TASK
     assert rig.call("Connect", id="slow").task_pid == 0
     removed = rig.begin("Delete", id="slow")  # waits for the Create, then takes it back

@@ -162,11 +162,7 @@ class Containerd:
         self, name: str, runtime: str, spec: dict[str, Any], parent: str
     ) -> list[Any]:
         """A container with a fresh snapshot; the mounts for its task."""
-        # until the container names it, the snapshot is nobody's: no collection may take it
-        keep = [{"key": "containerd.io/gc.root", "value": "tests"}]
-        mounts = self.call(
-            SNAPSHOTS, "Prepare", snapshotter=SNAPSHOTTER, key=name, parent=parent, labels=keep
-        ).mounts
+        mounts = self.prepare(name, parent)
         container = {
             "id": name,
             "runtime": {"name": runtime},
@@ -175,7 +171,15 @@ class Containerd:
             "snapshot_key": name,
         }
         self.call(CONTAINERS, "Create", container=container)
-        return list(mounts)
+        return mounts
+
+    def prepare(self, key: str, parent: str) -> list[Any]:
+        """A fresh snapshot; its mounts. No collection takes it while no container names it."""
+        keep = [{"key": "containerd.io/gc.root", "value": "tests"}]
+        answer = self.call(
+            SNAPSHOTS, "Prepare", snapshotter=SNAPSHOTTER, key=key, parent=parent, labels=keep
+        )
+        return list(answer.mounts)
 
     def remove_container(self, name: str) -> None:
         """The container and its snapshot; its task must be gone."""

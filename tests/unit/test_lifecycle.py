@@ -25,7 +25,8 @@ def test_every_pair_is_in_the_table_or_refused(phase: Phase, seen: Seen) -> None
 
 
 def _walk(*seen: Seen) -> tuple[Life, list[Effect]]:
-    life, effects = Life(), []
+    life = Life()
+    effects: list[Effect] = []
     for one in seen:
         life, more = step(life, one, pid=5, exit=EXIT if one is Seen.EXITED else None)
         effects += more

@@ -172,6 +172,28 @@ async def test_half_a_large_frame_goes_on_in_the_next_server() -> None:
 
 
 @aio
+async def test_a_spool_that_was_dealt_with_is_not_dealt_with_again() -> None:
+    async with house() as here:
+        sock = here.connect()
+        frame = request(1, "Create", bytes(400_000))
+        await send(sock, frame[:300_000])
+        await until(lambda: "spool.1" in here.keeper.held)
+        stale = [os.dup(fd) for fd in here.keeper.held["spool.1"]]
+        await send(sock, frame[300_000:] + request(3, "Create"))
+        for number in (1, 2):
+            here.server.reply((await here.call_arrived(number)).key, ok())
+            await receive(sock)
+        here.stop()
+        here.keeper.held["spool.1"] = stale  # the store was told to drop it, but was not read
+        await here.start()
+        here.server.resume()
+        await send(sock, request(5, "State", b"s"))
+        assert await receive(sock) == (5, (0, "", b"s"))
+        assert not here.handlers.calls
+        assert "spool.1" not in here.keeper.held
+
+
+@aio
 async def test_a_restart_within_an_oversized_frame_closes_that_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -17,14 +17,13 @@ class Small(socket.socket):
         raise PermissionError
 
 
-def drain(sock: socket.socket) -> bytes:
-    data = b""
+def drain(sock: socket.socket) -> bytearray:
+    data = bytearray()
     while True:
         try:
-            part = sock.recv(1 << 20)
+            data += sock.recv(1 << 20)
         except BlockingIOError:
             return data
-        data += part
 
 
 @pytest.mark.parametrize("small", [False, True])
@@ -39,11 +38,11 @@ def test_frames_leave_in_order_whatever_the_peer_does(size: int, small: bool) ->
         wanted: list[bool] = []
         left: list[int] = []
         queue = SendQueue(ours, wanted.append)
-        frames = [bytes([n]) * size for n in range(20)]
+        frames = [bytes([n]) * size for n in range(9)]
         for n, frame in enumerate(frames):
             queue.push(frame, partial(left.append, n))
         data = drain(theirs)
-        while left != list(range(20)):
+        while left != list(range(9)):
             queue.flush()
             data += drain(theirs)
         assert data == b"".join(frames)
