@@ -101,7 +101,7 @@ async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> s
         stop_timeout_us=int(node.config.stop_timeout * 1e6),
         start_timeout_us=int(node.config.create_timeout * 1e6),
     )
-    with node.tracer.span("unit.start", timings.about(task)) as span:
+    with node.tracer.span("systemd.StartTransientUnit", timings.about(task)) as span:
         job = await node.manager.start_transient(me.unit, init_properties(unit, node.facts))
         result = await job.wait()
         span.set("systemd.job.result", result)

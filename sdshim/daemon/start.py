@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdshim.core import spans
 from sdshim.core.errors import UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
+from sdshim.daemon import timings
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.runtime.oci import wait_unlocked
 
@@ -36,7 +36,7 @@ async def start(node: Node, call: Call, task: Task) -> bytes:
 
 async def _run(node: Node, call: Call, task: Task) -> bytes:
     try:
-        with node.tracer.span("runc.start", {spans.CONTAINER_ID: task.identity.id}):
+        with node.tracer.span("runc.start", timings.about(task)):
             await node.runtime.start(task.identity, node.store.folder(task.identity))
     except Exception:
         task.see(Seen.START_FAILED)

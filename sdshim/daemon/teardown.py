@@ -6,9 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core import spans
 from sdshim.core.model import EXIT_UNKNOWN, ZERO_TIME_SECONDS
-from sdshim.daemon import streams
+from sdshim.daemon import streams, timings
 from sdshim.host import cgroup, mounts
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.systemd.errors import NoSuchUnit
@@ -37,10 +36,10 @@ async def remove_runtime(node: Node, task: Task) -> None:
     """The runtime's state, then the rootfs mounts."""
     me = task.identity
     folder = node.store.folder(me)
-    with node.tracer.span("runc.delete", {spans.CONTAINER_ID: me.id}):
+    with node.tracer.span("runc.delete", timings.about(task)):
         await node.runtime.delete(me, folder, force=not task.exited.is_set())
     if me.rootfs:
-        with node.tracer.span("rootfs.umount", {spans.CONTAINER_ID: me.id}):
+        with node.tracer.span("rootfs.umount", timings.about(task)):
             await mounts.unmount_tree(Path(me.bundle) / "rootfs")
 
 
@@ -48,7 +47,7 @@ async def settle_unit(node: Node, task: Task) -> None:
     """Wait until the unit is inactive: a stop job on a unit that is going down ends then, so the
     exit hook has written its record. A unit that still runs (a failed Create) is stopped."""
     try:
-        with node.tracer.span("systemd.StopUnit", {spans.UNIT: task.identity.unit}):
+        with node.tracer.span("systemd.StopUnit", timings.about(task)):
             job = await node.manager.stop(task.identity.unit)
             await job.wait()
     except NoSuchUnit:

@@ -64,7 +64,7 @@ async def record(node: Node, task: Task) -> None:
         return
     me = task.identity
     for mount, asked in zip(await ran(node, me.unit, "ExecStartPre"), me.rootfs, strict=False):
-        _span(node, "mount", mount, {**about(task), "mount.type": asked.type or "bind"})
+        _span(node, "rootfs.mount", mount, {**about(task), "mount.type": asked.type or "bind"})
     for create in await ran(node, me.unit, "ExecStart"):
         facts = {**about(task), "oci.runtime": PurePath(me.runtime.binary).name}
         pid = node.store.pid(me)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdshim.core import exitrecord, record
-from sdshim.core.errors import Internal, ResourceExhausted, ShimError
+from sdshim.core.errors import ResourceExhausted, ShimError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,10 +51,13 @@ class Store:
         return self.root / me.namespace / me.id / me.token
 
     def make(self, me: Identity) -> Path:
-        """Make the folder. Raises ResourceExhausted when /run has no room."""
+        """Make the folder; an earlier daemon may have done so for the same call.
+
+        Raises ResourceExhausted when /run has no room.
+        """
         folder = self.folder(me)
         try:
-            folder.mkdir(mode=0o700, parents=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise _no_room(folder, error) from error
         return folder
@@ -85,7 +88,8 @@ class Store:
             try:
                 yield record.decode((folder / RECORD).read_bytes())
             except FileNotFoundError:
-                yield Broken(folder, Internal("state folder without a record"))
+                # Cut while it was made or removed: nothing else of that incarnation exists.
+                shutil.rmtree(folder, ignore_errors=True)
             except ShimError as error:
                 yield Broken(folder, error)
 

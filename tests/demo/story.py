@@ -20,7 +20,17 @@ RUNTIME = "io.containerd.systemd.v1"
 CONTAINER = "hello"
 SCRIPT = 'echo "hello from process $$ of a container"; sleep 1 & wait; echo bye; exit 7'
 EXPECTED = 7
-SPANS = ("/Create", "/Start", "/Delete", "systemd.StartTransientUnit", "runc.start", "task.exit")
+SPANS = (
+    "Task/Create",
+    "systemd.StartTransientUnit",
+    "rootfs.mount",
+    "runc.create",
+    "Task/Start",
+    "runc.start",
+    "task.exit",
+    "Task/Delete",
+    "runc.delete",
+)
 """Ends of names that the traces of one container's life must have."""
 SPANS_TIMEOUT = 10.0
 

@@ -514,3 +514,4 @@ def eventually(condition: Callable[[], bool], what: str, timeout: float = 10) ->
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.01)

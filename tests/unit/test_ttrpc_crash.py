@@ -189,9 +189,8 @@ def test_a_death_while_an_oversized_frame_is_thrown_away_costs_that_connection_o
     check()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(20 + KILLS)
 def test_sigkills_at_random_moments_lose_and_double_nothing() -> None:
-    @aio
     async def check() -> None:
         rng = random.Random(11)
         stop = False
@@ -229,4 +228,4 @@ def test_sigkills_at_random_moments_lose_and_double_nothing() -> None:
             here.check_effects()
             assert answered > KILLS
 
-    check()
+    aio(check, 15 + KILLS)()

@@ -25,6 +25,7 @@ from sdshim.ttrpc.frames import (
     encode_request,
     parse_header,
 )
+from sdshim.ttrpc.sendqueue import SendQueue
 from sdshim.ttrpc.server import Call, CallKey, CallKind, Reply, Server
 
 if TYPE_CHECKING:
@@ -33,14 +34,28 @@ if TYPE_CHECKING:
 SERVICE = "test.Service"
 
 
-def aio(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a coroutine test in asyncio's debug mode."""
+def aio(test: Callable[..., Coroutine[Any, Any, None]], seconds: float = 15) -> Callable[..., None]:
+    """Run a coroutine test in asyncio's debug mode.
+
+    The limit is the loop's own: what pytest-timeout raises within a callback the loop swallows.
+    """
+
+    async def limited(*args: Any, **kwargs: Any) -> None:
+        async with asyncio.timeout(seconds):
+            await test(*args, **kwargs)
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(test(*args, **kwargs), debug=True)
+        asyncio.run(limited(*args, **kwargs), debug=True)
 
     return run
+
+
+def may_raise_buffers() -> bool:
+    """Whether this process has CAP_NET_ADMIN, as the daemon does."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        SendQueue(sock, lambda wanted: None)
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > 1 << 23
 
 
 def request(
