@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESYNC_PAUSE = 1.0
-DESTRUCTIVE_TRIES = 4
+DESTRUCTIVE_TRIES = 7
 
 __all__ = ["ExitFacts", "Job", "MainExit", "Manager", "UnitInfo"]
 
@@ -147,6 +147,8 @@ class Manager(Questions):
                 break
             except Destructive:
                 destructive += 1  # its slice is just being stopped: a matter of milliseconds
+                if pinned:  # the unit was made before its job was refused, and holds its name
+                    await self.unref(unit)
                 if destructive == DESTRUCTIVE_TRIES:
                     raise
                 await asyncio.sleep(pause)

@@ -23,7 +23,7 @@ from . import cache, guest, images, install, keeper, leftovers, roots
 from .errors import CannotBoot, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from types import TracebackType
 
 BOOT_TIMEOUT = 60.0
@@ -310,12 +310,16 @@ class Host:
         assert match is not None, text
         return tuple(int(part) for part in match[1].split("."))
 
-    def leftovers(self, wait: float = 0.0) -> list[str]:
-        """What earlier containers left; `wait` gives it that many seconds to become nothing."""
+    def leftovers(self, wait: float = 0.0, known: Collection[str] = ()) -> list[str]:
+        """What earlier containers left; `wait` gives it that many seconds to become nothing.
+
+        `known` lines are left out: somebody has complained of them already.
+        """
         assert self._baseline is not None
         deadline = time.monotonic() + wait
         while True:
             found = leftovers.find(self.pid, self._trees, self._baseline)
+            found = [line for line in found if line not in known]
             if not found or time.monotonic() >= deadline:
                 return found
             time.sleep(0.02)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+LEFT = pytest.StashKey[set[str]]()
+
+
 @pytest.fixture(scope="session")
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """One host (`--hosts`) for all its tests; a machine that cannot boot one skips, CI fails."""
@@ -45,7 +48,9 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if "host" not in request.fixturenames:
         return
     host: Host = request.getfixturevalue("host")
-    left = host.leftovers(wait=5)
+    known: set[str] = request.session.stash.setdefault(LEFT, set())
+    left = host.leftovers(wait=5, known=known)
+    known.update(left)  # one test's fault is not the next one's
     assert not left, "\n".join(left) + "\n" + host.log_tail(60)
 
 

@@ -13,7 +13,7 @@ from tests.system.client import Ctr, events
 if TYPE_CHECKING:
     from tests.host import Host
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
 def test_run_prints_the_output_of_the_container(ctr: Ctr) -> None:

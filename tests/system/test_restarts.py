@@ -6,7 +6,7 @@ import pytest
 
 from tests.system.client import Ctr, events
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
 def test_a_restart_of_containerd_keeps_running_and_stopped_tasks(ctr: Ctr) -> None:

@@ -348,6 +348,24 @@ def test_close_io_ends_stdin_when_the_client_has_closed_its_own(rig: Rig) -> Non
     rig.call("CloseIO", id="pipe", stdin=True)
 
 
+# --- beside systemd
+
+
+def test_a_create_while_its_slice_is_being_stopped_comes_after_it(rig: Rig, host: Host) -> None:
+    script = "trap 'read x <&3; exit' TERM; echo up; while :; do sleep 0.01; done"
+    bundle = rig.bundle("leaving", "sh", "-c", f"exec 3<&0; {script}")
+    paths = {name: bundle.fifo(name) for name in ("stdin", "stdout")}
+    rig.call("Create", id="leaving", bundle=bundle.path, **paths)
+    rig.call("Start", id="leaving")
+    bundle.read_line("stdout")
+    host.run(["systemctl", "stop", "--no-block", "sdshim-default.slice"])
+    coming = rig.bundle("coming", "sleep", "1000")
+    created = rig.begin("Create", id="coming", bundle=coming.path)
+    (bundle.outside / "stdin").write_text("go\n")  # until now the slice's stop has to wait
+    assert created.result(10).pid > 0
+    assert rig.call("State", id="coming").status == task_types_pb2.CREATED
+
+
 # --- what travels with a call
 
 

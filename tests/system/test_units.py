@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.host import Host
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 UNIT = "sdshim-default-box.service"
 
