@@ -45,6 +45,9 @@ test: lint ## lint, unit tests, system tests on this machine's own root
 bench: deps ## sdshim against io.containerd.runc.v2, interleaved, as ratios (N=rounds)
 	@$(PY) -m tests.bench --root $(ROOT) --cgroup $(CGROUP) --rounds $(N)
 
+exits: deps ## N one-millisecond containers and execs: no exit lost or wrong (N=2000)
+	@$(PY) -m tests.bench.exits --root $(ROOT) --cgroup $(CGROUP) -n $(N)
+
 host: deps ## a shell on a booted host
 	@$(PY) -m tests.host --root $(ROOT) --cgroup $(CGROUP)
 
@@ -60,4 +63,4 @@ uninstall: ## remove what install put there
 clean: ## the virtual environment and caches of tools (host roots: python -m tests.host --clean)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help deps demo lint unit system test bench host proto install uninstall clean
+.PHONY: help deps demo lint unit system test bench exits host proto install uninstall clean

@@ -132,7 +132,8 @@ class Daemon:
             for name, fd in taken
             if name != MAIN_NAME and not self._server.adopt(name, fd)
         ]
-        open_calls = {call.key for call in self._call_log.open_calls()}
+        # a reply that stands in the log is sent from there: the task's record need not keep it
+        open_calls = {call.key for call in self._call_log.open_calls() if call.reply is None}
         others = await recovery.take_over(node, fds, open_calls)
         for name, fd in others:
             log.warning("descriptor %r from the store belongs to nothing; closed", name)
@@ -151,13 +152,18 @@ class Daemon:
         path = self._run_dir / "s" / namespace
         if namespace not in self._server.namespaces:
             await self._server.listen(control.bind(path), namespace)
+            self._keeper.notify(self._status())
         return f"unix://{path}"
 
     def _say_ready(self) -> None:
         (self._run_dir / READY).touch(mode=0o600)
-        count = len(self._server.namespaces) - 1
-        self._keeper.notify(f"READY=1\nSTATUS=Serving {count} containerd namespaces")
-        log.info("serving %d containerd namespaces", count)
+        self._keeper.notify(f"READY=1\n{self._status()}")
+        log.info("serving %d containerd namespaces", len(self._server.namespaces) - 1)
+
+    def _status(self) -> str:
+        """The line that `systemctl status sdshim` shows."""
+        names = ", ".join(sorted(filter(None, self._server.namespaces))) or "none yet"
+        return f"STATUS=Serving containerd namespaces: {names}"
 
     async def _feed_watchdog(self) -> None:
         """WATCHDOG=1 at half the interval that systemd asked for."""

@@ -26,6 +26,8 @@ class Phase(StrEnum):
     CREATED = "created"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     EXITED = "exited"
     DELETED = "deleted"
 
@@ -38,6 +40,10 @@ class Seen(StrEnum):
     START_BEGUN = "start begun"
     STARTED = "started"
     START_FAILED = "start failed"
+    PAUSE_BEGUN = "pause begun"
+    PAUSED = "paused"
+    PAUSE_FAILED = "pause failed"
+    RESUMED = "resumed"
     EXITED = "exited"
     DELETED = "deleted"
 
@@ -47,6 +53,8 @@ class Effect(StrEnum):
 
     PUBLISH_CREATE = "publish /tasks/create"
     PUBLISH_START = "publish /tasks/start"
+    PUBLISH_PAUSED = "publish /tasks/paused"
+    PUBLISH_RESUMED = "publish /tasks/resumed"
     PUBLISH_EXIT = "publish /tasks/exit"
     PUBLISH_DELETE = "publish /tasks/delete"
     ANSWER_WAITS = "answer Wait"
@@ -87,10 +95,17 @@ TABLE: Mapping[tuple[Phase, Seen], Move] = MappingProxyType(
         (_P.CREATING, _S.EXITED): Move(_P.CREATING, hold=True),
         (_P.CREATED, _S.START_BEGUN): Move(_P.STARTING),
         (_P.CREATED, _S.EXITED): Move(_P.EXITED, _EXIT),
+        (_P.CREATED, _S.DELETED): Move(_P.DELETED, (Effect.ANSWER_WAITS, Effect.FORGET)),
         (_P.STARTING, _S.STARTED): Move(_P.RUNNING, (Effect.PUBLISH_START,)),
         (_P.STARTING, _S.START_FAILED): Move(_P.CREATED),
         (_P.STARTING, _S.EXITED): Move(_P.STARTING, hold=True),
+        (_P.RUNNING, _S.PAUSE_BEGUN): Move(_P.PAUSING),
         (_P.RUNNING, _S.EXITED): Move(_P.EXITED, _EXIT),
+        (_P.PAUSING, _S.PAUSED): Move(_P.PAUSED, (Effect.PUBLISH_PAUSED,)),
+        (_P.PAUSING, _S.PAUSE_FAILED): Move(_P.RUNNING),
+        (_P.PAUSING, _S.EXITED): Move(_P.EXITED, _EXIT),
+        (_P.PAUSED, _S.RESUMED): Move(_P.RUNNING, (Effect.PUBLISH_RESUMED,)),
+        (_P.PAUSED, _S.EXITED): Move(_P.EXITED, _EXIT),
         (_P.EXITED, _S.EXITED): Move(_P.EXITED),
         (_P.EXITED, _S.DELETED): Move(_P.DELETED, (Effect.PUBLISH_DELETE, Effect.FORGET)),
         (_P.DELETED, _S.EXITED): Move(_P.DELETED),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-ZERO_TIME_SECONDS = -62135596800
-"""Go's zero time as a Timestamp; what "has not exited" must look like (protocol 3.3)."""
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 EXIT_UNKNOWN = 255
 """containerd's own constant for an exit nobody can know (protocol 7.3)."""
@@ -44,13 +45,21 @@ class Stdio:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """What the options of a task say about the OCI runtime (containerd.runc.v1.Options)."""
+    """What the options of a task say (core/options.py), kept for the task's whole life."""
 
     binary: str = "runc"
     root: str = "/run/containerd/runc"
     """State root; containerd's namespace is appended."""
     no_pivot_root: bool = False
     no_new_keyring: bool = False
+    io_uid: int = 0
+    io_gid: int = 0
+    """Owner of the container's FIFOs; 0 and 0 leave them as the client made them."""
+    criu_path: str = ""
+    criu_image_path: str = ""
+    criu_work_path: str = ""
+    unit_properties: Mapping[str, str] = field(default_factory=dict)
+    """Further properties of the init unit as written in a unit file, checked (unitproperties)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +109,9 @@ class Identity:
     rootfs: tuple[Mount, ...] = ()
     create_call: CallId = (0, 0)
     traceparent: str = ""
+    exec_id: str = ""
+    """Of an exec; empty for the init process."""
+    task_token: str = ""
+    """Of an exec: the token of the task it runs in."""
+    private_pids: bool = True
+    """False when the container shares a pid namespace: its processes outlive its init."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sdshim.core import unitproperties
+
 if TYPE_CHECKING:
     from sdshim.core.model import Identity, Mount
 
@@ -60,37 +62,82 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
     mounts = [_mount_argv(m, me.bundle, host) for m in me.rootfs]
     hook = [f"{host.launcher}/exit-hook", unit.state_dir]
     properties: list[Property] = [
-        ("Description", "s", unit.description),
         ("Type", "s", "forking"),
         ("PIDFile", "s", f"{unit.state_dir}/init.pid"),
-        ("Slice", "s", me.slice),
         ("Delegate", "b", True),
-        ("After", "as", ["sdshim.target"]),
         *([_exec("ExecStartPre", host, *mounts, privileged=True)] if mounts else []),
         _exec("ExecStart", host, _create_argv(unit, host)),
         _exec("ExecStopPost", host, hook, privileged=True),
-        ("Environment", "as", _environment(me)),
-        ("StandardInput", "s", "null"),
-        ("StandardOutputFileToAppend", "s", f"{unit.state_dir}/stderr"),
-        ("StandardErrorFileToAppend", "s", f"{unit.state_dir}/stderr"),
-        ("KillMode", "s", "mixed"),
         ("KillSignal", "i", unit.stop_signal),
-        ("TimeoutStartUSec", "t", unit.start_timeout_us),
         ("TimeoutStopUSec", "t", unit.stop_timeout_us),
-        ("OOMPolicy", "s", "continue"),
-        ("TasksMax", "t", INFINITY),
-        ("IgnoreSIGPIPE", "b", False),
-        # What has ended is never run again, whoever asks (design 4, Asserts).
-        ("Asserts", "a(sbbs)", [("AssertPathExists", False, True, f"{unit.state_dir}/exit")]),
-        ("CollectMode", "s", "inactive"),
-        ("AddRef", "b", True),
-        ("SyslogIdentifier", "s", me.id),
-        ("LogExtraFields", "aay", _log_fields(me)),
+        *_common(me, unit.state_dir, unit.description, unit.start_timeout_us),
         *((name, "t", value) for name, value in unit.limits),
     ]
     if host.unified and host.systemd >= DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
         properties.append(("DelegateSubgroup", "s", SUP))
-    return properties
+    wished = unitproperties.at_start(me.runtime.unit_properties)
+    names = {name for name, _, _ in wished}
+    return [p for p in properties if p[0] not in names] + wished
+
+
+@dataclass(frozen=True, slots=True)
+class ExecUnit:
+    """All that the unit of one exec is made from."""
+
+    identity: Identity
+    state_dir: str
+    runtime_argv: tuple[str, ...]
+    description: str
+    start_timeout_us: int = 300_000_000
+
+
+def exec_properties(unit: ExecUnit, host: HostFacts) -> list[Property]:
+    """Properties of the service that is an exec: its main process is the subreaper, the process
+    itself is in the container's cgroup, where the limits are. No dependency on the init unit: any
+    kind would start a dead container again, or stop and start execs with it (design 4)."""
+    me = unit.identity
+    streams = _streams(me)
+    argv = [f"{host.launcher}/exec", unit.state_dir, *streams, "--", *unit.runtime_argv]
+    hook = [f"{host.launcher}/exit-hook", unit.state_dir, me.cgroup]
+    return [
+        ("Type", "s", "notify"),
+        ("NotifyAccess", "s", "main"),
+        _exec("ExecStart", host, argv),
+        _exec("ExecStopPost", host, hook, privileged=True),
+        *_common(me, unit.state_dir, unit.description, unit.start_timeout_us),
+    ]
+
+
+def _common(me: Identity, state_dir: str, description: str, timeout_us: int) -> list[Property]:
+    """What the units of init processes and of execs share."""
+    return [
+        ("Description", "s", description),
+        ("Slice", "s", me.slice),
+        ("After", "as", ["sdshim.target"]),
+        ("Environment", "as", _environment(me)),
+        ("StandardInput", "s", "null"),
+        ("StandardOutputFileToAppend", "s", f"{state_dir}/stderr"),
+        ("StandardErrorFileToAppend", "s", f"{state_dir}/stderr"),
+        ("KillMode", "s", "mixed"),
+        ("TimeoutStartUSec", "t", timeout_us),
+        ("OOMPolicy", "s", "continue"),
+        ("TasksMax", "t", INFINITY),
+        ("IgnoreSIGPIPE", "b", False),
+        # What has ended is never run again, whoever asks (design 4, Asserts).
+        ("Asserts", "a(sbbs)", [("AssertPathExists", False, True, f"{state_dir}/exit")]),
+        ("CollectMode", "s", "inactive"),
+        ("AddRef", "b", True),
+        ("SyslogIdentifier", "s", me.id),
+        ("LogExtraFields", "aay", _log_fields(me)),
+    ]
+
+
+def _streams(me: Identity) -> list[str]:
+    """The launcher's words for 0 to 2. A process with a terminal gets them from the pty: there the
+    runtime keeps the unit's, for what it has to say itself."""
+    if me.stdio.terminal:
+        return ["="] * 3
+    return [path or "-" for path in (me.stdio.stdin, me.stdio.stdout, me.stdio.stderr)]
 
 
 def _environment(me: Identity) -> list[str]:
@@ -99,6 +146,8 @@ def _environment(me: Identity) -> list[str]:
 
 def _log_fields(me: Identity) -> list[bytes]:
     fields = {"CONTAINER_ID": me.id, "CONTAINER_NAMESPACE": me.namespace}
+    if me.exec_id:
+        fields["CONTAINER_EXEC_ID"] = me.exec_id
     return [f"{name}={value}".encode() for name, value in fields.items()]
 
 
@@ -125,7 +174,7 @@ def _create_argv(unit: InitUnit, host: HostFacts) -> list[str]:
     sup = "-"
     if host.unified and host.systemd < DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
         sup = f"/sys/fs/cgroup{me.cgroup.rpartition('/')[0]}/{SUP}"
-    streams = [path or "-" for path in (me.stdio.stdin, me.stdio.stdout, me.stdio.stderr)]
+    streams = _streams(me)
     return [f"{host.launcher}/create", unit.state_dir, sup, *streams, "--", *unit.runtime_argv]
 
 

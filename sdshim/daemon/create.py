@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core import spans
+from sdshim.core import spans, unitproperties
 from sdshim.core.errors import AlreadyExists, Canceled, ShimError, UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
 from sdshim.core.names import TaskKey
 from sdshim.core.record import Record
 from sdshim.core.unitspec import InitUnit, init_properties
-from sdshim.daemon import exits, plan, streams, teardown, timings
-from sdshim.daemon.task import Task
+from sdshim.daemon import exits, plan, streams, teardown, terminals, timings, update
+from sdshim.daemon.process import Task
 from sdshim.host.process import limits_of
 from sdshim.host.store import RUNTIME_COMMAND, STDERR
 from sdshim.pb import task_v2_pb2 as pb
@@ -72,11 +72,11 @@ def _containerd(node: Node, call: Call, folder: Path) -> str:
 
 
 async def _prepare(node: Node, task: Task, planned: Plan) -> None:
+    """All that the unit needs; each step may have been done by an earlier daemon."""
     me = task.identity
     folder = Path(me.bundle)
-    node.runtime.create_argv(
-        me, node.store.root
-    )  # an unknown runtime fails before anything is made
+    # An unknown runtime fails here, before anything is made.
+    node.runtime.create_argv(me, node.store.root)
     node.store.make(me)
     node.store.write(task.record)
     node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
@@ -95,7 +95,7 @@ async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> s
     unit = InitUnit(
         identity=me,
         state_dir=str(state_dir),
-        runtime_argv=tuple(node.runtime.create_argv(me, state_dir)),
+        runtime_argv=tuple(node.runtime.create_argv(me, state_dir, streams.console(node, task))),
         description=planned.description,
         limits=limits_of(peer_pid),
         stop_timeout_us=int(node.config.stop_timeout * 1e6),
@@ -115,11 +115,18 @@ async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
     pid = node.store.pid(me)
     if result != "done" or not pid:
         raise await _explain(node, task, result)
+    await _set_late(node, task)
     payload = pb.CreateTaskResponse(pid=pid).SerializeToString()
     streams.opened(node, task)
+    await terminals.connect(node, task)
     task.see(Seen.CREATED, pid=pid, call=call.key, reply=RecordedReply(0, "", payload))
     exits.watch(node, task)
     return payload
+
+
+async def _set_late(node: Node, task: Task) -> None:
+    """Set what would have hit the OCI runtime's `create` (design 4); its process has ended now."""
+    await update.limit(node, task, unitproperties.late(task.identity.runtime.unit_properties))
 
 
 async def _explain(node: Node, task: Task, result: str) -> ShimError:
@@ -164,7 +171,7 @@ async def _resume(node: Node, task: Task, call: Call) -> bytes:
             return pb.CreateTaskResponse(pid=task.pid).SerializeToString()
         try:
             return await _finish(node, task, call, await _outcome(node, task, call))
-        except ShimError:
+        except Exception:
             await _roll_back(node, task)
             raise
 
@@ -172,9 +179,9 @@ async def _resume(node: Node, task: Task, call: Call) -> bytes:
 async def _outcome(node: Node, task: Task, call: Call) -> str:
     """How the start job ended, or ends; the unit is started (again) when there is none."""
     me = task.identity
-    begun = await node.manager.starting(me.unit)
-    if begun is not None:
-        result = await begun.wait()
+    if f"SDSHIM_TOKEN={me.token}" in await node.manager.environment(me.unit):
+        begun = await node.manager.starting(me.unit)
+        result = await begun.wait() if begun else "gone"
         if result != "gone":
             return result
     found = node.store.exit_record(me)
@@ -186,11 +193,5 @@ async def _outcome(node: Node, task: Task, call: Call) -> str:
     planned = plan.make(request, call, node.config, me.containerd)
     planned = replace(planned, identity=me)
     await teardown.remove_runtime(node, task)
-    bundle.write(Path(me.bundle), bundle.TOKEN, me.token.encode())
-    node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
-    if me.owns_cgroup:
-        bundle.set_cgroup(Path(me.bundle), planned.spec, me.cgroup)
-    if me.rootfs:
-        (Path(me.bundle) / "rootfs").mkdir(mode=0o711, exist_ok=True)
-    await streams.hold(node, task)
+    await _prepare(node, task, planned)
     return await _start_unit(node, task, planned, call.peer_pid)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sdshim.core.errors import NotFound, UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
-from sdshim.daemon import teardown
+from sdshim.daemon import execs, teardown
 from sdshim.daemon.kill import kill_init
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.runtime import bundle
@@ -19,7 +19,7 @@ from sdshim.runtime import bundle
 if TYPE_CHECKING:
     from sdshim.core.names import TaskKey
     from sdshim.daemon.node import Node
-    from sdshim.daemon.task import Task
+    from sdshim.daemon.process import Task
     from sdshim.ttrpc.server import Call
 
 KILLED = 128 + signal.SIGKILL
@@ -35,6 +35,8 @@ async def delete(node: Node, call: Call, task: Task) -> bytes:
             raise NotFound("container not created: not found")
         if task.phase in (Phase.RUNNING, Phase.STARTING):
             raise UnknownError("cannot delete a running process")
+        if task.phase in (Phase.PAUSING, Phase.PAUSED):
+            raise UnknownError("cannot delete a paused process")
         task.note(deleting=True)
         if task.phase is Phase.CREATED:
             await _end(task)
@@ -42,7 +44,7 @@ async def delete(node: Node, call: Call, task: Task) -> bytes:
 
 
 async def _remove(node: Node, task: Task, call: Call | None) -> bytes:
-    await teardown.remove_all(node, task)
+    await _remove_parts(node, task)
     payload = teardown.response(task)
     reply = RecordedReply(0, "", payload)
     task.see(Seen.DELETED, call=call.key if call else None, reply=reply if call else None)
@@ -52,8 +54,18 @@ async def _remove(node: Node, task: Task, call: Call | None) -> bytes:
     return payload
 
 
+async def _remove_parts(node: Node, task: Task) -> None:
+    for child in list(task.execs.values()):
+        await execs.remove(node, child)
+    task.execs.clear()
+    await teardown.remove_all(node, task)
+
+
 async def _end(task: Task) -> None:
-    """SIGKILL to init, and wait until its end is known."""
+    """SIGKILL to init, and wait until its end is known. The caller holds the task's lock, so a
+    start that is noted as under way was cut with an earlier daemon."""
+    if task.phase is Phase.STARTING:
+        task.see(Seen.START_FAILED)
     with contextlib.suppress(NotFound):
         kill_init(task, signal.SIGKILL)
     await task.exited.wait()
@@ -64,7 +76,7 @@ async def discard(node: Node, task: Task) -> None:
     containerd has published its end."""
     task.mute()
     async with task.lock:
-        await teardown.remove_all(node, task)
+        await _remove_parts(node, task)
         node.tasks.pop(task.key, None)
         node.store.remove(task.identity)
 
@@ -89,6 +101,8 @@ async def cleanup(node: Node, key: TaskKey, token: str) -> bytes:
         message.exited_at.FromNanoseconds(time.time_ns())
         return message.SerializeToString()
     task.mute()
+    for child in task.execs.values():
+        child.mute()
     async with task.lock:
         if task.phase is Phase.DELETED:
             return teardown.response(task)

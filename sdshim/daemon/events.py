@@ -1,19 +1,28 @@
-"""containerd's events (protocol 5.1), made from a task's identity and life."""
+"""containerd's events (protocol 5.1), made from a process's identity and life.
+
+`INIT` and `EXEC` say which effect of the lifecycle table is which event; deleting an exec is none.
+"""
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sdshim.core import spans
+from sdshim.core.lifecycle import Effect
 from sdshim.core.model import Event
 from sdshim.pb import events_pb2 as pb
 from sdshim.pb import types_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from google.protobuf.message import Message
 
     from sdshim.core.lifecycle import Life
     from sdshim.core.model import Identity
+
+    Make = Callable[[int, Identity, Life, int], Event]
 
 
 def created(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
@@ -43,11 +52,14 @@ def started(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
 
 
 def exited(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
-    """/tasks/exit of the init process: its `id` is the container's."""
+    """/tasks/exit: `id` is the container's for its init process, else the exec's."""
     assert life.exit is not None
-    message = pb.TaskExit(container_id=me.id, id=me.id, pid=life.pid, exit_status=life.exit.status)
+    message = pb.TaskExit(
+        container_id=me.id, id=me.exec_id or me.id, pid=life.pid, exit_status=life.exit.status
+    )
     message.exited_at.FromNanoseconds(life.exit.time_ns)
-    return _event(seq, "/tasks/exit", message, me, now_ns)
+    # An exit that was held is let go by some call's commit: it belongs to the process's own trace.
+    return _event(seq, "/tasks/exit", message, me, now_ns, me.traceparent)
 
 
 def deleted(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
@@ -58,12 +70,55 @@ def deleted(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
     return _event(seq, "/tasks/delete", message, me, now_ns)
 
 
-def _event(seq: int, topic: str, message: Message, me: Identity, now_ns: int) -> Event:
+def paused(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
+    """/tasks/paused."""
+    return _event(seq, "/tasks/paused", pb.TaskPaused(container_id=me.id), me, now_ns)
+
+
+def resumed(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
+    """/tasks/resumed."""
+    return _event(seq, "/tasks/resumed", pb.TaskResumed(container_id=me.id), me, now_ns)
+
+
+def exec_added(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
+    """/tasks/exec-added."""
+    message = pb.TaskExecAdded(container_id=me.id, exec_id=me.exec_id)
+    return _event(seq, "/tasks/exec-added", message, me, now_ns)
+
+
+def exec_started(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
+    """/tasks/exec-started."""
+    message = pb.TaskExecStarted(container_id=me.id, exec_id=me.exec_id, pid=life.pid)
+    return _event(seq, "/tasks/exec-started", message, me, now_ns)
+
+
+INIT: Mapping[Effect, Make] = MappingProxyType(
+    {
+        Effect.PUBLISH_CREATE: created,
+        Effect.PUBLISH_START: started,
+        Effect.PUBLISH_PAUSED: paused,
+        Effect.PUBLISH_RESUMED: resumed,
+        Effect.PUBLISH_EXIT: exited,
+        Effect.PUBLISH_DELETE: deleted,
+    }
+)
+EXEC: Mapping[Effect, Make] = MappingProxyType(
+    {
+        Effect.PUBLISH_CREATE: exec_added,
+        Effect.PUBLISH_START: exec_started,
+        Effect.PUBLISH_EXIT: exited,
+    }
+)
+
+
+def _event(
+    seq: int, topic: str, message: Message, me: Identity, now_ns: int, traceparent: str = ""
+) -> Event:
     return Event(
         seq=seq,
         topic=topic,
         type=message.DESCRIPTOR.full_name,
         payload=message.SerializeToString(),
         time_ns=now_ns,
-        traceparent=spans.current().traceparent or me.traceparent,
+        traceparent=traceparent or spans.current().traceparent or me.traceparent,
     )

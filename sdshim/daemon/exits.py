@@ -7,6 +7,7 @@ later). When the unit has nothing to say any more, the exit hook's record is the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -15,51 +16,70 @@ from sdshim.core import exitrecord, spans
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
+from sdshim.daemon import pause, terminals, timings, update
+from sdshim.daemon.process import Task
 from sdshim.host.process import Watched
 
 if TYPE_CHECKING:
     from sdshim.daemon.node import Node
-    from sdshim.daemon.task import Task
+    from sdshim.daemon.process import Process
 
 log = logging.getLogger(__name__)
 
 
-def watch(node: Node, task: Task) -> None:
-    """Follow the task's init process until it has ended."""
+EXECS_END_S = 10.0
+"""What the execs of a dead container may take to end: systemd kills them with the unit."""
+
+
+def watch(node: Node, process: Process) -> None:
+    """Follow the main process of the unit (init, or an exec's subreaper) until it has ended."""
 
     def fire() -> None:
-        node.spawn(ended(node, task), f"exit of {task.key}")
+        node.spawn(ended(node, process), f"exit of {process}")
 
     try:
-        task.watched = Watched(task.pid, fire)
+        process.watched = Watched(node.store.main_pid(process.identity), fire)
     except ProcessLookupError:
         fire()
 
 
-async def ended(node: Node, task: Task) -> None:
-    """The init process has ended: find out how, and move on."""
+async def ended(node: Node, task: Process) -> None:
+    """A process has ended: find out how, and move on."""
     started = time.time_ns()
+    if isinstance(task, Task):
+        task.ending = True
+        pause.melt(task)
+        node.spawn(update.lift(node, task), f"limits of {task}")
     exit = await find_out(node, task)
     if task.exited.is_set():
         return
+    terminals.ended(task)
+    if isinstance(task, Task):
+        await _execs_ended(task)
     task.see(Seen.EXITED, exit=exit)
     node.tracer.record(
         "task.exit",
         started,
         time.time_ns(),
-        {
-            spans.NAMESPACE: task.key.namespace,
-            spans.CONTAINER_ID: task.key.id,
-            spans.UNIT: task.identity.unit,
-            spans.PID: task.pid,
-            spans.EXIT_CODE: exit.status,
-        },
+        {**timings.about(task), spans.PID: task.pid, spans.EXIT_CODE: exit.status},
         parent=task.identity.traceparent,
     )
-    log.info("%s exited with status %d", task.key, exit.status)
+    log.info("%s exited with status %d", task, exit.status)
 
 
-async def find_out(node: Node, task: Task) -> ExitStatus:
+async def _execs_ended(task: Task) -> None:
+    """An init's exit is published last (protocol 7.4): wait for the execs that still run."""
+    running = [e for e in task.execs.values() if e.phase in (Phase.STARTING, Phase.RUNNING)]
+    if not running:
+        return
+    try:
+        async with asyncio.timeout(EXECS_END_S):
+            await asyncio.gather(*(child.exited.wait() for child in running))
+    except TimeoutError:
+        log.error("%s has ended, %d of its execs have not", task, len(running))
+
+
+async def find_out(node: Node, task: Process) -> ExitStatus:
     """How the ended init process ended: systemd, then the hook's record, then 255."""
     exit = await _from_unit(node, task)
     if exit is None:
@@ -74,23 +94,24 @@ async def find_out(node: Node, task: Task) -> ExitStatus:
         found = node.store.exit_record(task.identity)
         exit = found[1] if found else None
     if exit is None:
-        log.error("%s has ended and nothing tells how; status %d", task.key, EXIT_UNKNOWN)
+        log.error("%s has ended and nothing tells how; status %d", task, EXIT_UNKNOWN)
         exit = ExitStatus(EXIT_UNKNOWN, time.time_ns(), "unknown")
     return exit
 
 
-async def _from_unit(node: Node, task: Task) -> ExitStatus | None:
+async def _from_unit(node: Node, task: Process) -> ExitStatus | None:
     try:
         facts = await node.manager.main_exit(task.identity.unit)
     except ShimError as error:
         log.warning("systemd does not answer about %s: %s", task.identity.unit, error)
         return None
-    if facts is None or (task.pid and facts.pid and facts.pid != task.pid):
+    main = node.store.main_pid(task.identity)
+    if facts is None or (main and facts.pid and facts.pid != main):
         return None
     time_ns = facts.time_us * 1000 or time.time_ns()
     return exitrecord.from_systemd(facts.code, facts.status, time_ns)
 
 
-def is_over(task: Task) -> bool:
-    """True when the init process has ended, as far as clients are concerned."""
+def is_over(task: Process) -> bool:
+    """True when the process has ended, as far as clients are concerned."""
     return task.phase in (Phase.EXITED, Phase.DELETED)

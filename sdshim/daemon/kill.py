@@ -6,41 +6,72 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from sdshim.core.errors import InvalidArgument, NotFound
+from sdshim.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from sdshim.core.lifecycle import Phase
 from sdshim.daemon import exits
-from sdshim.host import cgroup
+from sdshim.daemon.process import Exec
+from sdshim.host import cgroup, freezer
 
 if TYPE_CHECKING:
-    from sdshim.daemon.node import Node
-    from sdshim.daemon.task import Task
+    from sdshim.daemon.process import Process
     from sdshim.ttrpc.server import Call
 
 SAFE_TO_REPEAT = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)
 """What may be sent again when nobody knows whether it was sent (design 5)."""
 
 
-async def kill(node: Node, call: Call, task: Task, number: int, everyone: bool) -> bytes:
+async def kill(call: Call, task: Process, number: int, everyone: bool) -> bytes:
     """Send a signal; 0 only asks. Raises NotFound `process already finished: not found` after the
     end."""
     if not 0 <= number <= signal.SIGRTMAX:
         raise InvalidArgument(f"signal {number} does not exist")
     if exits.is_over(task):
         raise NotFound("process already finished: not found")
+    if isinstance(task, Exec) and task.phase is Phase.CREATED:
+        raise FailedPrecondition("process not created: failed precondition")
     if call.recovered and number not in SAFE_TO_REPEAT:
         return b""
-    if everyone:
+    if isinstance(task, Exec):
+        kill_exec(task, number)
+    elif everyone:
         for pid in cgroup.pids(task.identity.cgroup):
             _signal(pid, number)
+        _let_die(task, number)
     else:
         kill_init(task, number)
     return b""
 
 
-def kill_init(task: Task, number: int) -> None:
+def kill_exec(child: Exec, number: int) -> None:
+    """A signal to the process of an exec (not to its subreaper)."""
+    gone = NotFound("exec kill error: process already finished: not found")
+    try:
+        fd = os.pidfd_open(child.pid)
+    except ProcessLookupError as error:
+        raise gone from error
+    try:
+        # The pidfd is open: if the pid is in the container now, it is the process that is meant.
+        if not cgroup.holds(child.identity.cgroup, child.pid):
+            raise gone
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError as error:
+        raise gone from error
+    finally:
+        os.close(fd)
+
+
+def kill_init(task: Process, number: int) -> None:
     """A signal to the container's init process."""
     if task.watched is None:
         raise NotFound("process already finished: not found")
     task.watched.kill(number)
+    _let_die(task, number)
+
+
+def _let_die(task: Process, number: int) -> None:
+    """What the v1 freezer has frozen only dies when it is thawed; runc thaws then, on v2 too."""
+    if number == signal.SIGKILL:
+        freezer.thaw(task.identity.cgroup)
 
 
 def _signal(pid: int, number: int) -> None:

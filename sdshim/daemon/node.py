@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sdshim.core.names import TaskKey
     from sdshim.core.spans import Tracer
     from sdshim.core.unitspec import HostFacts
+    from sdshim.daemon.process import Process, Task
     from sdshim.daemon.publisher import Publisher
-    from sdshim.daemon.task import Task
     from sdshim.host.store import Store
     from sdshim.runtime.oci import OciRuntime
     from sdshim.systemd.manager import Manager
@@ -51,8 +51,8 @@ class Node:
     publisher: Publisher
     run_dir: Path
     tasks: dict[TaskKey, Task] = field(default_factory=dict)
-    unsent: dict[CallId, Task] = field(default_factory=dict)
-    """Tasks whose record holds the reply to a call, until it has been sent."""
+    unsent: dict[CallId, Process] = field(default_factory=dict)
+    """Processes whose record holds the reply to a call, until it has been sent."""
     addresses: dict[int, str] = field(default_factory=dict)
     """containerd's event address by the pid of the peer that created tasks with it."""
     _background: set[asyncio.Task[None]] = field(default_factory=set)
@@ -63,6 +63,16 @@ class Node:
         if task is None:
             raise NotFound("container not created: not found")
         return task
+
+    def process(self, key: TaskKey, exec_id: str) -> Process:
+        """The init process of a task, or one of its execs. Raises NotFound."""
+        task = self.task(key)
+        if not exec_id:
+            return task
+        found = task.execs.get(exec_id)
+        if found is None:
+            raise NotFound(f"process does not exist {exec_id}: not found")
+        return found
 
     def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         """Run something beside the calls; its failure is logged, close() ends it."""

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdshim.core import names
 from sdshim.core.errors import InvalidArgument
-from sdshim.core.model import Identity, Mount, RuntimeOptions, Stdio
-from sdshim.pb import runc_pb2
+from sdshim.core.model import Identity, Mount, Stdio
+from sdshim.daemon import options, streams
 from sdshim.runtime import bundle
-from sdshim.stdio import fifo
 
 if TYPE_CHECKING:
-    from google.protobuf.any_pb2 import Any as AnyMessage
-
     from sdshim.core.config import Config
     from sdshim.pb import task_v2_pb2 as pb
     from sdshim.ttrpc.server import Call
 
-RUNC_OPTIONS = "containerd.runc.v1.Options"
-GENERIC_OPTIONS = "runtimeoptions.v1.Options"
 OTHER_MOUNT_WORDS = ("uidmap=", "gidmap=", "X-containerd.")
 
 
@@ -42,15 +37,15 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
         names.check_id(call.namespace, "namespace"), names.check_id(request.id, "container id")
     )
     folder = bundle_folder(request.bundle)
-    if request.terminal:
-        raise InvalidArgument("terminals are not supported yet", hint="run without --tty/-t")
     if request.checkpoint:
         raise InvalidArgument("restoring a checkpoint is not supported yet")
     stdio = Stdio(request.stdin, request.stdout, request.stderr, request.terminal)
-    fifo.check(stdio)
+    streams.check(stdio)
     spec = bundle.load_spec(folder)
     unit = names.init_unit(key)
     slice_name, cgroup, ours = place(spec, key, unit)
+    wished = options.decode(request.options, config.runtime)
+    options.warn(key, wished, bundle.read_start(folder))
     identity = Identity(
         namespace=key.namespace,
         id=key.id,
@@ -61,7 +56,7 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
         cgroup=cgroup,
         owns_cgroup=ours,
         containerd=containerd,
-        runtime=runtime_options(request.options, config.runtime),
+        runtime=wished.runtime,
         stdio=stdio,
         rootfs=tuple(_mount(m) for m in request.rootfs),
         create_call=call.key,
@@ -97,32 +92,6 @@ def place(spec: dict[str, Any], key: names.TaskKey, unit: str) -> tuple[str, str
     elif path.startswith("/") and path not in (f"/{key.namespace}/{key.id}", f"/docker/{key.id}"):
         return slice_name, path, False
     return slice_name, f"{names.unit_cgroup(slice_name, unit)}/container", True
-
-
-def runtime_options(options: AnyMessage, default_runtime: str) -> RuntimeOptions:
-    """The options of the task. Raises InvalidArgument naming a type that is not understood."""
-    result = RuntimeOptions(binary=default_runtime)
-    kind = options.type_url.removeprefix("type.googleapis.com/")
-    if not kind or (kind == GENERIC_OPTIONS and not options.value):
-        return result
-    if kind != RUNC_OPTIONS:
-        raise InvalidArgument(f"options of type {kind!r} are not supported (yet)")
-    message = runc_pb2.Options()
-    try:
-        message.ParseFromString(options.value)
-    except Exception as error:  # protobuf's DecodeError has another home in each runtime
-        raise InvalidArgument(f"options of type {kind} cannot be decoded") from error
-    if "\0" in message.root + message.binary_name:
-        raise InvalidArgument(f"options: NUL in {message.binary_name!r} or {message.root!r}")
-    if message.root and not message.root.startswith("/"):
-        raise InvalidArgument(f"options: root {message.root!r} is not an absolute path")
-    return replace(
-        result,
-        binary=message.binary_name or default_runtime,
-        root=message.root or result.root,
-        no_pivot_root=message.no_pivot_root,
-        no_new_keyring=message.no_new_keyring,
-    )
 
 
 def _mount(mount: Any) -> Mount:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sdshim.core.model import Event
     from sdshim.core.spans import Tracer
     from sdshim.daemon.node import Keeper
-    from sdshim.daemon.task import Task
+    from sdshim.daemon.process import Process
     from sdshim.ttrpc.frames import Response
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,9 @@ class Mailbox:
                 self._acknowledge(event.seq)
 
     async def _send(self, letter: Letter) -> None:
-        client = self._client or await self._dial()
+        client = self._client
+        if client is None or client.closed:
+            client = await self._dial()
         event = letter.event
         self.outbox.sending(event.seq)
         stream: int | None = None
@@ -250,7 +252,7 @@ class Publisher:
         self._keeper = keeper
         self._tracer = tracer
         self._boxes: dict[str, Mailbox] = {}
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, Process] = {}
         self._seq = 0
         self.start_box: Callable[[Mailbox], None] = lambda _box: None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -279,7 +281,7 @@ class Publisher:
                 box.adopt(fds.pop(box.fd_name))
         return [(name, fd) for name, fd in kept if name in fds]
 
-    def publish(self, task: Task, event: Event) -> None:
+    def publish(self, task: Process, event: Event) -> None:
         """Queue an event that stands in the task's record."""
         box = self._box(task.identity.containerd)
         self.seen_seq(event.seq)
@@ -289,7 +291,7 @@ class Publisher:
         self._tasks[task.identity.token] = task
         box.add(Letter(task.key, task.identity.token, event))
 
-    def drop(self, task: Task) -> None:
+    def drop(self, task: Process) -> None:
         """Forget what waits for a task; what is in flight stays."""
         box = self._box(task.identity.containerd)
         for seq, letter in list(box.outbox.waiting.items()):

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdshim.core import names
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase
-from sdshim.daemon import exits, streams
+from sdshim.daemon import exits, streams, terminals
 from sdshim.daemon.delete import discard
-from sdshim.daemon.task import Task
+from sdshim.daemon.process import Exec, Task
+from sdshim.host import cgroup
 from sdshim.host.store import Broken
 from sdshim.systemd.errors import NoSuchUnit
 
@@ -27,23 +28,27 @@ if TYPE_CHECKING:
     from sdshim.core.model import CallId
     from sdshim.core.record import Record
     from sdshim.daemon.node import Node
+    from sdshim.daemon.process import Process
 
 log = logging.getLogger(__name__)
 
+Kept = list[tuple[str, int]]
+"""Descriptors from systemd's fd store, by name."""
 
-async def take_over(
-    node: Node, kept: list[tuple[str, int]], open_calls: Collection[CallId]
-) -> list[tuple[str, int]]:
+
+async def take_over(node: Node, kept: Kept, open_calls: Collection[CallId]) -> Kept:
     """Rebuild the node's tasks. `kept` are the descriptors that systemd kept, by name; returned are
     those that belong to no task and no mailbox. `open_calls` still wait for a reply."""
     rest = node.publisher.load(kept)
-    tasks: list[Task] = []
+    tasks: list[Process] = []
     for entry in node.store.load():
         if isinstance(entry, Broken):
             log.error("%s: %s; left as it is, see sdshim doctor", entry.folder, entry.error)
             continue
         replies = {c: r for c, r in entry.replies.items() if c in open_calls}
-        tasks.append(_task(node, dataclasses.replace(entry, replies=replies)))
+        found = _process(node, dataclasses.replace(entry, replies=replies))
+        if found is not None:
+            tasks.append(found)
     for event, task in sorted(
         ((e, t) for t in tasks for e in t.record.events), key=lambda pair: pair[0].seq
     ):
@@ -53,15 +58,30 @@ async def take_over(
     return rest
 
 
-def _task(node: Node, record: Record) -> Task:
-    task = Task(node, record)
-    node.unsent.update(dict.fromkeys(record.replies, task))
-    if task.phase is not Phase.DELETED:
-        node.tasks[task.key] = task
-    return task
+def _process(node: Node, record: Record) -> Process | None:
+    """The process of a record; None for an exec whose task is gone: its remains are removed."""
+    me = record.identity
+    key = names.TaskKey(me.namespace, me.id)
+    if not me.exec_id:
+        task = Task(node, record)
+        if task.phase is not Phase.DELETED:
+            node.tasks[key] = task
+        node.unsent.update(dict.fromkeys(record.replies, task))
+        return task
+    parent = node.tasks.get(key)
+    if parent is None or parent.identity.token != me.task_token:
+        node.store.remove(me)
+        return None
+    child = Exec(node, record, parent)
+    if child.phase is not Phase.DELETED:
+        parent.execs[me.exec_id] = child
+    node.unsent.update(dict.fromkeys(record.replies, child))
+    return child
 
 
-def _take_streams(by_token: dict[str, Task], kept: list[tuple[str, int]]) -> list[tuple[str, int]]:
+def _take_streams(
+    by_token: dict[str, Process], kept: list[tuple[str, int]]
+) -> list[tuple[str, int]]:
     """Give each task its FIFO ends back; returns what is nobody's."""
     rest = []
     for name, fd in kept:
@@ -74,12 +94,12 @@ def _take_streams(by_token: dict[str, Task], kept: list[tuple[str, int]]) -> lis
     return rest
 
 
-async def _adopt(node: Node, task: Task) -> None:
+async def _adopt(node: Node, task: Process) -> None:
     """Bring one task's picture up to date with what happened meanwhile."""
     if task.phase is Phase.DELETED:
         task.forget_if_done()
         return
-    if node.store.was_cleaned(task.identity):
+    if isinstance(task, Task) and node.store.was_cleaned(task.identity):
         node.spawn(discard(node, task), f"remains of {task.key}")
         return
     try:
@@ -88,18 +108,21 @@ async def _adopt(node: Node, task: Task) -> None:
         pass
     except ShimError as error:
         log.warning("cannot reference %s: %s", task.identity.unit, error)
+    if task.phase not in (Phase.CREATING, Phase.STARTING):
+        terminals.pump(node, task)
     if task.phase in (Phase.CREATING, Phase.EXITED):
         return
-    if _is_ours(task):
+    if isinstance(task, Exec) and task.phase is not Phase.RUNNING:
+        return
+    if _is_ours(node, task):
         exits.watch(node, task)
     else:
-        node.spawn(exits.ended(node, task), f"exit of {task.key}")
+        node.spawn(exits.ended(node, task), f"exit of {task}")
 
 
-def _is_ours(task: Task) -> bool:
-    """True when the pid still is the task's init: its cgroup says so, never the number alone."""
-    try:
-        lines = Path(f"/proc/{task.pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return False
-    return any(line.split(":", 2)[2].startswith(task.identity.cgroup) for line in lines)
+def _is_ours(node: Node, process: Process) -> bool:
+    """True when the main process still is the unit's: its cgroup says so, never the pid alone."""
+    me = process.identity
+    pid = node.store.main_pid(me)
+    unit = names.unit_cgroup(me.slice, me.unit)
+    return bool(pid) and (cgroup.holds(unit, pid) or cgroup.holds(me.cgroup, pid))

@@ -13,11 +13,13 @@ from sdshim.runtime.oci import wait_unlocked
 
 if TYPE_CHECKING:
     from sdshim.daemon.node import Node
-    from sdshim.daemon.task import Task
+    from sdshim.daemon.process import Task
     from sdshim.ttrpc.server import Call
 
 REFUSED = {
     Phase.RUNNING: "cannot start a running process",
+    Phase.PAUSING: "cannot start a paused process",
+    Phase.PAUSED: "cannot start a paused process",
     Phase.EXITED: "cannot start a stopped process",
     Phase.DELETED: "cannot start a deleted process",
 }

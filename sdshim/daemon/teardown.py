@@ -6,10 +6,11 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core.model import EXIT_UNKNOWN, ZERO_TIME_SECONDS
-from sdshim.daemon import streams, timings
+from sdshim.core.model import EXIT_UNKNOWN
+from sdshim.daemon import streams, terminals, timings
 from sdshim.host import cgroup, mounts
 from sdshim.pb import task_v2_pb2 as pb
+from sdshim.pb.wellknown import timestamp
 from sdshim.systemd.errors import NoSuchUnit
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from sdshim.core.model import ExitStatus
     from sdshim.daemon.node import Node
-    from sdshim.daemon.task import Task
+    from sdshim.daemon.process import Process, Task
 
 
 async def remove_all(node: Node, task: Task) -> None:
@@ -25,6 +26,7 @@ async def remove_all(node: Node, task: Task) -> None:
     parts = await asyncio.gather(
         remove_runtime(node, task), settle_unit(node, task), return_exceptions=True
     )
+    await terminals.drained(task)
     streams.release(node, task)
     for part in parts:
         if isinstance(part, BaseException):
@@ -43,7 +45,7 @@ async def remove_runtime(node: Node, task: Task) -> None:
             await mounts.unmount_tree(Path(me.bundle) / "rootfs")
 
 
-async def settle_unit(node: Node, task: Task) -> None:
+async def settle_unit(node: Node, task: Process) -> None:
     """Wait until the unit is inactive: a stop job on a unit that is going down ends then, so the
     exit hook has written its record. A unit that still runs (a failed Create) is stopped."""
     try:
@@ -54,13 +56,13 @@ async def settle_unit(node: Node, task: Task) -> None:
         return
 
 
-async def forget_unit(node: Node, task: Task) -> None:
+async def forget_unit(node: Node, task: Process) -> None:
     """Let systemd collect the unit, and wait for it: only then can its name be used again."""
     unit = task.identity.unit
     await node.manager.reset_failed(unit)
     await node.manager.unref(unit)
     await node.manager.when_removed(unit)
-    if task.identity.owns_cgroup:
+    if task.identity.owns_cgroup and not task.identity.exec_id:
         cgroup.prune(task.identity.cgroup.rpartition("/")[0])
 
 
@@ -72,9 +74,6 @@ def response(task: Task) -> bytes:
     return message.SerializeToString()
 
 
-def set_time(timestamp: Timestamp, exit: ExitStatus | None) -> None:
+def set_time(target: Timestamp, exit: ExitStatus | None) -> None:
     """An exit's time, or Go's zero time for what has not happened (protocol 3.3)."""
-    if exit:
-        timestamp.FromNanoseconds(exit.time_ns)
-    else:
-        timestamp.seconds = ZERO_TIME_SECONDS
+    target.CopyFrom(timestamp(exit.time_ns if exit else None))

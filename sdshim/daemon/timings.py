@@ -17,7 +17,7 @@ from sdshim.core.errors import ShimError, UnknownError
 if TYPE_CHECKING:
     from sdshim.core.spans import Value
     from sdshim.daemon.node import Node
-    from sdshim.daemon.task import Task
+    from sdshim.daemon.process import Process
 
 EXITED = 1
 """CLD_EXITED; other codes are signals."""
@@ -58,7 +58,7 @@ async def ran(node: Node, unit: str, line: Literal["ExecStartPre", "ExecStart"])
     return found
 
 
-async def record(node: Node, task: Task) -> None:
+async def record(node: Node, task: Process) -> None:
     """Spans of the mounts and of the runtime's `create`, below the current span."""
     if not node.tracer.enabled:
         return
@@ -71,13 +71,16 @@ async def record(node: Node, task: Task) -> None:
         _span(node, "runc.create", create, {**facts, **({spans.PID: pid} if pid else {})})
 
 
-def about(task: Task) -> dict[str, Value]:
-    """The attributes that every span of a task has."""
-    return {
+def about(task: Process) -> dict[str, Value]:
+    """The attributes that every span of a process has."""
+    facts: dict[str, Value] = {
         spans.NAMESPACE: task.key.namespace,
         spans.CONTAINER_ID: task.key.id,
         spans.UNIT: task.identity.unit,
     }
+    if task.identity.exec_id:
+        facts[spans.EXEC_ID] = task.identity.exec_id
+    return facts
 
 
 def _span(node: Node, name: str, one: Ran, facts: dict[str, Value]) -> None:

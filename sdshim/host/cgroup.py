@@ -30,6 +30,16 @@ def pids(cgroup: str, root: Path = CGROUP_ROOT) -> list[int]:
     return sorted(set(found))
 
 
+def holds(cgroup: str, pid: int) -> bool:
+    """Whether a process is in a cgroup or below it, in any hierarchy."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return False
+    paths = (line.split(":", 2)[2] for line in lines)
+    return any(path == cgroup or path.startswith(f"{cgroup}/") for path in paths)
+
+
 def prune(cgroup: str, root: Path = CGROUP_ROOT) -> None:
     """Hybrid v1: remove what the OCI runtime made at and above its own cgroup in the controllers
     that systemd does not manage (freezer, cpuset …), and that neither of them removes."""

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 RECORD = "task.json"
 EXIT = "exit"
 STDERR = "stderr"
+RUNTIME_LOG = "runtime.log"
 RUNTIME_COMMAND = "runtime"
+INIT_PID, EXEC_PID, MAIN_PID = "init.pid", "exec.pid", "main.pid"
+PROCESS_SPEC = "process.json"
 CLEANED = "cleaned"
 """Written by the launcher's `delete` when it had to clean up without the daemon."""
 
@@ -48,6 +51,9 @@ class Store:
 
     def folder(self, me: Identity) -> Path:
         """Where the incarnation's files are."""
+        if me.exec_id:
+            task = self.root / me.namespace / me.id / me.task_token
+            return task / "x" / me.exec_id / me.token
         return self.root / me.namespace / me.id / me.token
 
     def make(self, me: Identity) -> Path:
@@ -71,6 +77,11 @@ class Store:
         path = self.folder(me) / name
         replace(path, data)
 
+    def rewind(self, me: Identity) -> None:
+        """Forget a run that came to nothing: the same exec may be started again."""
+        for name in (EXIT, EXEC_PID, MAIN_PID, STDERR, RUNTIME_LOG):
+            (self.folder(me) / name).unlink(missing_ok=True)
+
     def remove(self, me: Identity) -> None:
         """Forget the incarnation: the record goes first, so that a cut here leaves no half task."""
         folder = self.folder(me)
@@ -83,8 +94,8 @@ class Store:
                 break
 
     def load(self) -> Iterator[Record | Broken]:
-        """Every record on disk, and every folder whose record cannot be used."""
-        for folder in sorted(self.root.glob("*/*/*")):
+        """Every record on disk, tasks before execs, and every folder whose record is unusable."""
+        for folder in (*sorted(self.root.glob("*/*/*")), *self.root.glob("*/*/*/x/*/*")):
             try:
                 yield record.decode((folder / RECORD).read_bytes())
             except FileNotFoundError:
@@ -116,8 +127,15 @@ class Store:
             return ""
 
     def pid(self, me: Identity) -> int:
-        """The pid in init.pid, 0 when there is none yet."""
-        text = self.text(me, "init.pid")
+        """The pid that the OCI runtime wrote, 0 when there is none yet."""
+        return self._number(me, EXEC_PID if me.exec_id else INIT_PID)
+
+    def main_pid(self, me: Identity) -> int:
+        """The unit's main process: init itself, or the subreaper of an exec."""
+        return self._number(me, MAIN_PID if me.exec_id else INIT_PID)
+
+    def _number(self, me: Identity, name: str) -> int:
+        text = self.text(me, name)
         return int(text) if text.isdigit() else 0
 
 

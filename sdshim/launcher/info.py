@@ -9,7 +9,10 @@ from sdshim.launcher.cmdline import NAME
 from sdshim.launcher.wire import Message, encode
 
 RUNTIME = "io.containerd.systemd.v1"
-_OPTIONS = "containerd.runc.v1.Options"
+_RUNC = "containerd.runc.v1.Options"
+_GENERIC = "runtimeoptions.v1.Options"
+_OURS = "sdshim.v1.Options"
+_MAX_TOML = 1 << 20
 _FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 _PATIENCE = 3.0
 
@@ -46,10 +49,43 @@ def version() -> str:
 
 
 def _binary_name(options: Message) -> str:
-    """BinaryName of runc's Options; other runtimes' options have none."""
-    if options.text(1).removeprefix("type.googleapis.com/") == _OPTIONS:
-        return Message(options.data(2)).text(6) or "runc"
-    return "runc"
+    """The OCI runtime that the options name (daemon/options.py checks them), else runc."""
+    kind = options.text(1).rpartition("/")[2]
+    if kind not in (_RUNC, _GENERIC, _OURS):
+        return "runc"
+    value = Message(options.data(2))
+    if kind == _GENERIC:
+        return _named_in_toml(value.data(3) or _read(value.text(2))) or "runc"
+    return value.text(6 if kind == _RUNC else 1) or "runc"
+
+
+def _named_in_toml(body: bytes) -> str:
+    if not body.strip():
+        return ""
+    import tomllib
+
+    try:
+        document = tomllib.loads(body.decode())
+    except (ValueError, RecursionError):  # Create will say so
+        return ""
+    name = document.get("oci_runtime") or document.get("BinaryName")
+    return name if isinstance(name, str) else ""
+
+
+def _read(path: str) -> bytes:
+    """A file that Create would read too: root's own, regular, not large."""
+    import stat
+
+    if not path.startswith("/") or "\0" in path:
+        return b""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+            facts = os.fstat(file.fileno())
+            ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == 0 and not facts.st_mode & 0o022
+            body = file.read(_MAX_TOML + 1) if ours else b""
+    except OSError:
+        return b""
+    return body if len(body) <= _MAX_TOML else b""
 
 
 def _features(binary: str) -> bytes:

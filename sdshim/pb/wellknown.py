@@ -37,7 +37,7 @@ def pack(message: Message) -> Any:
 
 def type_name(value: Any) -> str:
     """The message name in an Any, without the prefix that foreign clients send."""
-    url = str(value.type_url)
+    url = str(value.type_url).removeprefix("type.googleapis.com/")
     return url if url.startswith("types.containerd.io/") else url.rpartition("/")[2]
 
 

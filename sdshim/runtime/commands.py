@@ -23,15 +23,29 @@ def prefix(binary: str, options: RuntimeOptions, namespace: str, state_dir: str)
 
 
 def create(
-    base: list[str], options: RuntimeOptions, bundle: str, state_dir: str, task_id: str
+    base: list[str],
+    options: RuntimeOptions,
+    bundle: str,
+    state_dir: str,
+    task_id: str,
+    console: str = "",
 ) -> list[str]:
-    """`create`: returns when the container's init waits for `start`."""
+    """`create`: returns when the container's init waits for `start`. The terminal, if there is to
+    be one, is sent to the socket `console`."""
     argv = [*base, "create", "--bundle", bundle, "--pid-file", f"{state_dir}/{PID_FILE}"]
+    argv += ["--console-socket", console] if console else []
     if options.no_pivot_root:
         argv.append("--no-pivot")
     if options.no_new_keyring:
         argv.append("--no-new-keyring")
     return [*argv, task_id]
+
+
+def exec_process(base: list[str], state_dir: str, task_id: str, console: str = "") -> list[str]:
+    """`exec`, detached: the subreaper waits for the process, not the runtime."""
+    files = ["--process", f"{state_dir}/process.json", "--pid-file", f"{state_dir}/exec.pid"]
+    terminal = ["--console-socket", console] if console else []
+    return [*base, "exec", *files, *terminal, "--detach", task_id]
 
 
 def start(base: list[str], task_id: str) -> list[str]:
@@ -42,6 +56,21 @@ def start(base: list[str], task_id: str) -> list[str]:
 def delete(base: list[str], task_id: str, *, force: bool = False) -> list[str]:
     """`delete`; `--force` sleeps 100 ms in runc, so plain comes first (design 4)."""
     return [*base, "delete", *(["--force"] if force else []), task_id]
+
+
+def pause(base: list[str], task_id: str) -> list[str]:
+    """`pause`: freezes the container's cgroup."""
+    return [*base, "pause", task_id]
+
+
+def resume(base: list[str], task_id: str) -> list[str]:
+    """`resume`: thaws it."""
+    return [*base, "resume", task_id]
+
+
+def update(base: list[str], task_id: str) -> list[str]:
+    """`update` of the container's limits with a LinuxResources on stdin."""
+    return [*base, "update", "--resources=-", task_id]
 
 
 def exec_fifo(options: RuntimeOptions, namespace: str, task_id: str) -> str:
@@ -57,14 +86,18 @@ def state_path(options: RuntimeOptions, namespace: str, task_id: str) -> str:
 def error_text(log: str, output: str) -> str:
     """The runtime's own error in full: its log's last `error` entry, else what it printed.
 
-    `log` is a sequence of JSON objects, one a line; lines that are not JSON are passed over.
+    `log` is a sequence of JSON objects: runc and older cruns write one a line, newer cruns several
+    lines each. Lines that begin none are passed over.
     """
-    found = ""
-    for line in log.splitlines():
+    found, at, decoder = "", 0, json.JSONDecoder()
+    while (at := log.find("{", at)) >= 0:
         try:
-            entry = json.loads(line)
-        except ValueError:
+            entry, at = decoder.raw_decode(log, at)
+        except (ValueError, RecursionError):
+            at = log.find("\n", at)
+            if at < 0:
+                break
             continue
-        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+        if entry.get("level") in ("error", "fatal"):
             found = str(entry.get("msg", "")) or found
     return found or " ".join(output.split())

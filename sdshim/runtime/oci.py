@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -12,11 +13,13 @@ from sdshim.core.errors import ShimError, UnknownError
 from sdshim.runtime import commands, process
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sdshim.core.model import Identity
 
 START_LOCK = "start.lock"
+LOCK = "runtime.lock"
+"""Of pause, resume and update."""
 
 
 class OciRuntime:
@@ -25,10 +28,14 @@ class OciRuntime:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = process.clean_environment(environment)
 
-    def create_argv(self, me: Identity, state_dir: Path) -> list[str]:
+    def create_argv(self, me: Identity, state_dir: Path, console: str = "") -> list[str]:
         """What the unit's ExecStart runs. Raises NotFound for an unknown runtime."""
         base = self._base(me, state_dir)
-        return commands.create(base, me.runtime, me.bundle, str(state_dir), me.id)
+        return commands.create(base, me.runtime, me.bundle, str(state_dir), me.id, console)
+
+    def exec_argv(self, me: Identity, state_dir: Path, console: str = "") -> list[str]:
+        """What an exec's subreaper runs."""
+        return commands.exec_process(self._base(me, state_dir), str(state_dir), me.id, console)
 
     def command_prefix(self, me: Identity) -> list[str]:
         """Runtime and state root, for whoever must clean up without us."""
@@ -36,13 +43,31 @@ class OciRuntime:
 
     async def start(self, me: Identity, state_dir: Path) -> None:
         """`start` under the lock that tells a later daemon whether it still runs."""
-        lock = os.open(state_dir / START_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            argv = commands.start(self._base(me, state_dir), me.id)
+        argv = commands.start(self._base(me, state_dir), me.id)
+        with _locked(state_dir / START_LOCK) as lock:
             await self._run(argv, state_dir, "OCI runtime start failed", lock)
-        finally:
-            os.close(lock)
+
+    async def pause(self, me: Identity, state_dir: Path) -> None:
+        """`pause`; a later daemon waits for its end by `settled`."""
+        argv = commands.pause(self._base(me, state_dir), me.id)
+        with _locked(state_dir / LOCK) as lock:
+            await self._run(argv, state_dir, "OCI runtime pause failed", lock)
+
+    async def resume(self, me: Identity, state_dir: Path) -> None:
+        """`resume`; a later daemon waits for its end by `settled`."""
+        argv = commands.resume(self._base(me, state_dir), me.id)
+        with _locked(state_dir / LOCK) as lock:
+            await self._run(argv, state_dir, "OCI runtime resume failed", lock)
+
+    async def update(self, me: Identity, state_dir: Path, resources: Path) -> None:
+        """`update` with the LinuxResources in a file; a later daemon waits by `settled`."""
+        argv = commands.update(self._base(me, state_dir), me.id)
+        with _locked(state_dir / LOCK) as lock:
+            await self._run(argv, state_dir, "OCI runtime update failed", lock, resources)
+
+    async def settled(self, state_dir: Path) -> None:
+        """Wait for the `pause`, `resume` or `update` that an earlier daemon has begun."""
+        await wait_unlocked(state_dir, LOCK)
 
     async def delete(self, me: Identity, state_dir: Path, *, force: bool = False) -> None:
         """`delete`; a container that the runtime does not know counts as deleted.
@@ -59,7 +84,9 @@ class OciRuntime:
                 await self._run(argv, state_dir, "failed to delete task")
                 return
             except UnknownError as error:
-                if "does not exist" in str(error):
+                if "does not exist" in str(error) or not self._knows(
+                    me
+                ):  # runc's word; crun's vary
                     return
                 failure = error
         assert failure is not None
@@ -82,23 +109,39 @@ class OciRuntime:
         return commands.prefix(binary, me.runtime, me.namespace, str(state_dir))
 
     async def _run(
-        self, argv: list[str], state_dir: Path, prefix: str, lock: int | None = None
+        self,
+        argv: list[str],
+        state_dir: Path,
+        prefix: str,
+        lock: int | None = None,
+        stdin: Path = process.NO_INPUT,
     ) -> None:
         log = state_dir / commands.LOG
         log.unlink(missing_ok=True)
         output = state_dir / "runtime.out"
-        status = await process.run(argv, self._environment, output, lock_fd=lock)
+        status = await process.run(argv, self._environment, output, lock_fd=lock, stdin=stdin)
         if status:
             text = commands.error_text(_tail(log), _tail(output))
             detail = text or f"{argv[0]} did not terminate successfully: exit status {status}"
             raise UnknownError(f"{prefix}: {detail}")
 
 
-async def wait_unlocked(state_dir: Path) -> None:
-    """Wait until a `start` begun by an earlier daemon has ended (its lock is gone)."""
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """A lock for a command to inherit: it is held until the command has ended."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+async def wait_unlocked(state_dir: Path, name: str = START_LOCK) -> None:
+    """Wait until a command begun by an earlier daemon has ended (its lock is gone)."""
 
     def wait() -> None:
-        fd = os.open(state_dir / START_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(state_dir / name, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
         finally:

@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 LOCK_FD = 3
 """Where the inherited lock sits in the child."""
+NO_INPUT = Path("/dev/null")
 
 
 def find(binary: str) -> str:
@@ -57,7 +58,12 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 async def run(
-    argv: list[str], environment: Mapping[str, str], output: Path, *, lock_fd: int | None = None
+    argv: list[str],
+    environment: Mapping[str, str],
+    output: Path,
+    *,
+    lock_fd: int | None = None,
+    stdin: Path = NO_INPUT,
 ) -> int:
     """Run `argv` to its end; its output replaces what `output` held. Returns the exit status,
     128+signal when it was killed. Cancelling stops the wait, never the child.
@@ -66,7 +72,7 @@ async def run(
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 0, str(stdin), os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(output), flags, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]

@@ -20,10 +20,12 @@ import pytest
 from tests.system.client import Ctr, events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.host import Host
     from tests.system.client import Events
+
+    Strike = Callable[[Host], bool]
 
 pytestmark = [pytest.mark.system, pytest.mark.fault]
 
@@ -57,6 +59,12 @@ def kill_daemon(host: Host) -> bool:
     return True
 
 
+def restart_daemon(host: Host) -> bool:
+    """What an upgrade does."""
+    host.run(["systemctl", "restart", "--no-block", "sdshim.service"])
+    return True
+
+
 @pytest.fixture
 def launcher_calls(host: Host) -> Iterator[Path]:
     """Every call of the launcher, one line each."""
@@ -87,15 +95,47 @@ class Tally:
     faults: list[str] = field(default_factory=list)
 
 
-def _round(ctr: Ctr, number: int, random_: random.Random, tally: Tally) -> list[str]:
-    """Three containers and a few kills; returns the tasks' ids."""
+@dataclass(slots=True)
+class Drill:
+    """What is run, and what is done to the daemon meanwhile."""
+
+    ctr: Ctr
+    argv: Callable[[str, str], list[str]]
+    """The command for an id and a line of sh."""
+    strike: Strike = kill_daemon
+    seed: int = field(default_factory=lambda: int(os.environ.get("SDSHIM_FAULT_SEED", "1")))
+    random: random.Random = field(init=False)
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def rounds(self, count: int) -> list[str]:
+        """Run them all, or until something hangs."""
+        done = []
+        for number in range(count):
+            done += _round(number, self)
+            if any(fault.startswith("hung") for fault in self.tally.faults):
+                break
+        return done
+
+    def verdict(self, count: int, what: int) -> None:
+        """Fail with every fault."""
+        tally = self.tally
+        print(f"fault: kills={tally.kills} processes={what} faults={len(tally.faults)}")
+        text = "\n".join(tally.faults)
+        assert not tally.faults, f"seed {self.seed}:\n{text}{self.ctr.host.log_tail(200)}"
+        assert tally.kills >= count
+
+
+def _round(number: int, drill: Drill) -> list[str]:
+    """Three containers (or execs) and a few strikes; returns their ids."""
+    ctr, random_, tally = drill.ctr, drill.random, drill.tally
     runs = []
     for slot in range(AT_A_TIME):
         task, code = f"kill-{number}-{slot}", random_.randrange(0, 120)
         nap = random_.choice(["", "sleep 0.05;", "sleep 0.2;"])
-        argv = ctr.run_argv(
-            task, "sh", "-c", f"echo one; {nap} echo two >&2; exit {code}", options=["--rm"]
-        )
+        argv = drill.argv(task, f"echo one; {nap} echo two >&2; exit {code}")
         process = ctr.host.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         runs.append(Run(task, code, process))
     moments = sorted(random_.uniform(0, 0.5) for _ in range(random_.randint(2, 4)))
@@ -108,7 +148,7 @@ def _round(ctr: Ctr, number: int, random_: random.Random, tally: Tally) -> list[
             now = time.monotonic() - begun
             if moments and now >= moments[0]:
                 moments.pop(0)
-                tally.kills += kill_daemon(ctr.host)
+                tally.kills += drill.strike(ctr.host)
                 continue
             if now > 30:
                 tally.faults.append(f"hung: {[k.data.task for k in selector.get_map().values()]}")
@@ -151,23 +191,50 @@ def _check_events(seen: Events, tasks: list[str], tally: Tally) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_nobody_notices_that_the_daemon_is_killed(
-    ctr: Ctr, host: Host, launcher_calls: Path
+@pytest.mark.parametrize(
+    ("strike", "rounds"),
+    [(kill_daemon, ROUNDS), (restart_daemon, max(1, ROUNDS // 3))],
+    ids=["killed", "restarted"],
+)
+def test_nobody_notices_that_the_daemon_is(
+    ctr: Ctr, host: Host, launcher_calls: Path, strike: Strike, rounds: int
 ) -> None:
-    seed = int(os.environ.get("SDSHIM_FAULT_SEED", "1"))
-    random_, tally, tasks = random.Random(seed), Tally(), []
+    drill = Drill(
+        ctr, lambda id_, line: ctr.run_argv(id_, "sh", "-c", line, options=["--rm"]), strike
+    )
+    tally = drill.tally
     with events(host) as seen:
-        for number in range(ROUNDS):
-            tasks += _round(ctr, number, random_, tally)
-            if any(fault.startswith("hung") for fault in tally.faults):
-                break
+        tasks = drill.rounds(rounds)
         _check_events(seen, tasks, tally)
     calls = launcher_calls.read_text().splitlines()
     for task in tasks:
         deletes = [c for c in calls if f"-id {task} " in c and c.endswith(" delete")]
         if len(deletes) != 1:
             tally.faults.append(f"{task}: {len(deletes)} calls of delete")
-    print(f"fault: kills={tally.kills} containers={len(tasks)} faults={len(tally.faults)}")
-    ctr.remove(*tasks) if tally.faults else None
-    assert not tally.faults, f"seed {seed}:\n" + "\n".join(tally.faults) + host.log_tail(200)
-    assert tally.kills >= ROUNDS
+    if tally.faults:
+        ctr.remove(*tasks)
+    drill.verdict(rounds, len(tasks))
+
+
+@pytest.mark.timeout(600)
+def test_no_exec_notices_that_the_daemon_is_killed(ctr: Ctr, host: Host) -> None:
+    ctr.start("anvil", "sleep", "1000")
+    exec_ = ("task", "exec", "--exec-id")
+    drill = Drill(ctr, lambda id_, line: ctr.argv(*exec_, id_, "anvil", "sh", "-c", line))
+    rounds = max(1, ROUNDS // 2)
+    try:
+        with events(host) as seen:
+            ids = drill.rounds(rounds)
+            ctr.call("task", "kill", "-s", "SIGKILL", "anvil")
+            seen.read(lambda: any(b["id"] == "anvil" for b in seen.bodies("exit", "anvil")), 20, "")
+        for id_ in ids:
+            told = [
+                topic
+                for _, topic, body in seen.seen
+                if id_ in (body.get("exec_id"), body.get("id")) and topic.startswith("/tasks/")
+            ]
+            if told != ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]:
+                drill.tally.faults.append(f"{id_}: events {told}")
+    finally:
+        ctr.remove("anvil")
+    drill.verdict(rounds, len(ids))

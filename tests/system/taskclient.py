@@ -81,7 +81,16 @@ MESSAGES: dict[str, tuple[type[Any], type[Any] | None]] = {
 }
 EVENT_TYPES = {
     f"containerd.events.{name}": getattr(events_pb2, name)
-    for name in ("TaskCreate", "TaskStart", "TaskExit", "TaskDelete")
+    for name in (
+        "TaskCreate",
+        "TaskStart",
+        "TaskExecAdded",
+        "TaskExecStarted",
+        "TaskPaused",
+        "TaskResumed",
+        "TaskExit",
+        "TaskDelete",
+    )
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from google.protobuf.any_pb2 import Any
 
 import sdshim
-from sdshim.pb import introspection_pb2, runc_pb2
+from sdshim.pb import introspection_pb2, options_pb2, runc_pb2, runtimeoptions_pb2
 from tests.unit.test_launcher_kit import Node, Result, node
 
 __all__ = ["node"]
@@ -27,6 +28,16 @@ def options(binary: str, prefix: str = "") -> bytes:
     return Any(type_url=url, value=value).SerializeToString()
 
 
+def ours(binary: str) -> bytes:
+    value = options_pb2.Options(oci_runtime=binary).SerializeToString()
+    return Any(type_url="sdshim.v1.Options", value=value).SerializeToString()
+
+
+def generic(**fields: str | bytes) -> bytes:
+    value = runtimeoptions_pb2.Options(**fields).SerializeToString()  # type: ignore[arg-type]
+    return Any(type_url="runtimeoptions.v1.Options", value=value).SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("stdin", "binary"),
     [
@@ -36,6 +47,18 @@ def options(binary: str, prefix: str = "") -> bytes:
         (options("my-runc"), "my-runc"),
         (options("my-runc", "type.googleapis.com/"), "my-runc"),
         (Any(type_url="other.Options", value=b"2\x01x").SerializeToString(), "runc"),
+        (ours("my-runc"), "my-runc"),
+        (ours(""), "runc"),
+        (generic(config_body=b"BinaryName = 'my-runc'"), "my-runc"),
+        (generic(config_body=b"oci_runtime = 'my-runc'", type_url="x"), "my-runc"),
+        (generic(config_body=b"Root = '/run/x'"), "runc"),
+        (generic(config_body=b"BinaryName = 5"), "runc"),
+        (generic(config_body=b"not TOML \xff"), "runc"),
+        (generic(config_body=b"a=" + b"[" * 5000), "runc"),
+        (generic(config_path="/no/such/file"), "runc"),
+        (generic(config_path="relative"), "runc"),
+        (generic(config_path="/dev/zero"), "runc"),
+        (generic(), "runc"),
     ],
 )
 def test_info_names_the_runtime_and_hands_on_its_features(
@@ -50,6 +73,18 @@ def test_info_names_the_runtime_and_hands_on_its_features(
     assert got.features.type_url == kind
     assert json.loads(got.features.value) == FEATURES
     assert node.calls(binary) == ["features"]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o666])
+def test_info_reads_the_file_of_the_options_as_create_does(node: Node, mode: int) -> None:
+    for name in ("runc", "my-runc"):
+        node.recorder(name, f"echo '{json.dumps(FEATURES)}'")
+    file = node.root / "options.toml"
+    file.write_text("BinaryName = 'my-runc'\n")
+    file.chmod(mode)
+    trusted = mode == 0o644 and os.geteuid() == 0
+    info(node.launch("-info", stdin=generic(config_path=str(file))))
+    assert node.calls("my-runc" if trusted else "runc") == ["features"]
 
 
 @pytest.mark.parametrize("text", ["exit 1", "echo no JSON", "echo '[]'", None])

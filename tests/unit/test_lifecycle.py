@@ -69,6 +69,32 @@ def test_a_second_sight_of_the_same_exit_changes_nothing() -> None:
     assert effects == ()
 
 
+_RUNS = (Seen.CREATED, Seen.START_BEGUN, Seen.STARTED)
+
+
+def test_paused_and_resumed_are_published_in_between() -> None:
+    pauses = (Seen.PAUSE_BEGUN, Seen.PAUSED, Seen.RESUMED)
+    life, effects = _walk(*_RUNS, *pauses, *pauses, Seen.EXITED)
+    assert life.phase is Phase.EXITED
+    around = [Effect.PUBLISH_PAUSED, Effect.PUBLISH_RESUMED] * 2
+    created = [Effect.PUBLISH_CREATE, Effect.PUBLISH_START]
+    assert effects == [*created, *around, Effect.PUBLISH_EXIT, Effect.ANSWER_WAITS]
+
+
+@pytest.mark.parametrize("before", [(Seen.PAUSE_BEGUN,), (Seen.PAUSE_BEGUN, Seen.PAUSED)])
+def test_an_exit_while_paused_is_published_once_and_no_resume(before: tuple[Seen, ...]) -> None:
+    life, effects = _walk(*_RUNS, *before, Seen.EXITED, Seen.EXITED, Seen.DELETED)
+    assert life.phase is Phase.DELETED
+    assert effects.count(Effect.PUBLISH_EXIT) == 1
+    assert Effect.PUBLISH_RESUMED not in effects
+
+
+def test_a_pause_that_failed_leaves_it_running_without_an_event() -> None:
+    life, effects = _walk(*_RUNS, Seen.PAUSE_BEGUN, Seen.PAUSE_FAILED)
+    assert life.phase is Phase.RUNNING
+    assert Effect.PUBLISH_PAUSED not in effects
+
+
 def test_a_failed_create_publishes_nothing() -> None:
     _, effects = _walk(Seen.CREATE_FAILED)
     assert not set(effects) & set(PUBLISHED)

@@ -89,6 +89,10 @@ Options: 1 no_pivot_root bool, 2 no_new_keyring bool, 3 shim_cgroup, 4 io_uid u3
 CheckpointOptions: 1 exit bool, 2 open_tcp bool, 3 external_unix_sockets bool, 4 terminal bool, 5
     file_locks bool, 6 empty_namespaces rep string, 7 cgroups_mode, 8 image_path, 9 work_path
 ProcessDetails: 1 exec_id
+[containerd.linux.runc]
+CreateOptions: 1 no_pivot_root bool, 2 open_tcp bool, 3 external_unix_sockets bool, 4 terminal bool,
+    5 file_locks bool, 6 empty_namespaces rep string, 7 cgroups_mode, 8 no_new_keyring bool, 9
+    shim_cgroup, 10 io_uid u32, 11 io_gid u32, 12 criu_work_path, 13 criu_image_path
 [runtimeoptions.v1]
 Options: 1 type_url, 2 config_path, 3 config_body bytes
 [containerd.runtime.bootstrap.v1]

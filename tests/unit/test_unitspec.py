@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from sdshim.core.model import Identity, Mount
-from sdshim.core.unitspec import HostFacts, InitUnit, init_properties
+from sdshim.core.unitspec import (
+    ExecUnit,
+    HostFacts,
+    InitUnit,
+    exec_properties,
+    init_properties,
+)
 from tests.unit.test_record import IDENTITY
 
 OLD = HostFacts(systemd=252, unified=True, launcher="/l")
@@ -84,6 +90,19 @@ def test_every_mount_is_a_line_of_its_own_in_the_order_given() -> None:
     ]
     assert lines[0][-4:] == ["-o", "lowerdir=/a:/b,upperdir=/u", "overlay", "/b/rootfs"]
     assert lines[1][-4:] == ["-o", "rbind,ro", "/src", "/b/rootfs"]
+
+
+def test_an_exec_has_no_dependency_that_could_start_its_container_again() -> None:
+    me = replace(IDENTITY, exec_id="e1", unit="sdshim-default-c1:e1.service", rootfs=())
+    unit = ExecUnit(me, "/state/x", ("/usr/sbin/runc", "exec", "c1"), "text")
+    found = {name: value for name, _, value in exec_properties(unit, NEW)}
+    assert not {"BindsTo", "Requires", "PartOf", "Wants", "Delegate"} & set(found)
+    assert found["After"] == ["sdshim.target"]
+    assert found["Type"] == "notify"
+    assert found["NotifyAccess"] == "main"
+    assert b"CONTAINER_EXEC_ID=e1" in found["LogExtraFields"]
+    hook = found["ExecStopPostEx"][0][1]
+    assert hook == ["/l/exit-hook", "/state/x", IDENTITY.cgroup]
 
 
 def test_streams_that_were_not_asked_for_are_dashes() -> None:

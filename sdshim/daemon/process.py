@@ -1,4 +1,6 @@
-"""One task in memory: its record on disk, its lock, the process watched, the FIFO ends held.
+"""One process in memory: its record on disk, its lock, what is watched, the FIFO ends held.
+
+A `Task` is a container's init process, an `Exec` one of its execs: the same life, other events.
 
 `see()` is the only way a task's phase changes: it asks the lifecycle table, writes ONE record
 {state, events, reply} and only then acts: events to the publisher, waiters woken.
@@ -20,23 +22,23 @@ from sdshim.daemon import events
 from sdshim.stdio.fifo import Held
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sdshim.core.model import CallId, Event, ExitStatus, Identity, RecordedReply
     from sdshim.core.record import Record
+    from sdshim.daemon.events import Make
     from sdshim.daemon.node import Node
     from sdshim.host.process import Watched
+    from sdshim.stdio.console import Pump
 
 log = logging.getLogger(__name__)
 
-PUBLISH = {
-    Effect.PUBLISH_CREATE: events.created,
-    Effect.PUBLISH_START: events.started,
-    Effect.PUBLISH_EXIT: events.exited,
-    Effect.PUBLISH_DELETE: events.deleted,
-}
 
+class Process:
+    """What the init process of a container and an exec have in common."""
 
-class Task:
-    """A container's init process on this node."""
+    makes: Mapping[Effect, Make] = events.INIT
+    """Which effect is which event."""
 
     def __init__(self, node: Node, record: Record) -> None:
         self._node = node
@@ -48,6 +50,8 @@ class Task:
             self.exited.set()
         self.watched: Watched | None = None
         self.held = Held()
+        self.pump: Pump | None = None
+        """What moves the bytes of its terminal."""
         self.muted = False
         """True when containerd has given the task up and publishes its end itself."""
 
@@ -61,6 +65,10 @@ class Task:
         """Namespace and id."""
         return TaskKey(self.identity.namespace, self.identity.id)
 
+    def __str__(self) -> str:
+        exec_id = self.identity.exec_id
+        return f"{self.key}:{exec_id}" if exec_id else str(self.key)
+
     @property
     def phase(self) -> Phase:
         """Where it is in its life."""
@@ -68,7 +76,7 @@ class Task:
 
     @property
     def pid(self) -> int:
-        """Pid of the init process; stays after its exit."""
+        """Its pid, 0 before it has one; stays after its exit."""
         return self.record.life.pid
 
     @property
@@ -129,6 +137,8 @@ class Task:
         """Let go of descriptors; what is in the fd store stays there."""
         if self.watched:
             self.watched.close()
+        if self.pump:
+            self.pump.close()
         self.held.close_all()
 
     def forget_if_done(self) -> None:
@@ -143,14 +153,42 @@ class Task:
         except ShimError as error:
             if not forced:
                 raise
-            log.error("exit of %s is not on disk: %s", self.key, error)
+            log.error("exit of %s is not on disk: %s", self, error)
         self.record = changed
 
     def _events(self, life: lifecycle.Life, effects: tuple[Effect, ...]) -> list[Event]:
         now = time.time_ns()
         me = self.identity
         return [
-            PUBLISH[effect](self._node.publisher.next_seq(), me, life, now)
+            self.makes[effect](self._node.publisher.next_seq(), me, life, now)
             for effect in effects
-            if effect in PUBLISH
+            if effect in self.makes
         ]
+
+
+class Task(Process):
+    """A container: its init process, and its execs by id."""
+
+    def __init__(self, node: Node, record: Record) -> None:
+        super().__init__(node, record)
+        self.execs: dict[str, Exec] = {}
+        self.ending = False
+        """The init process has ended: no exec may start any more (protocol 7.4)."""
+
+    def close(self) -> None:
+        """Let go of descriptors, the execs' too."""
+        super().close()
+        for child in self.execs.values():
+            child.close()
+
+
+class Exec(Process):
+    """A process added to a running container."""
+
+    makes = events.EXEC
+
+    def __init__(self, node: Node, record: Record, task: Task) -> None:
+        super().__init__(node, record)
+        self.task = task
+        self.failed = False
+        """Its Start failed: it stays created, and a Wait for it ends at once."""

@@ -1,0 +1,110 @@
+"""Pause and Resume: the OCI runtime freezes the container's cgroup; done again after a death.
+
+Paused also is what somebody has frozen behind our back, by the runtime or by `systemctl freeze`
+(cgroup v2): Exec is refused then, and Resume thaws both.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from sdshim.core import names
+from sdshim.core.errors import UnknownError
+from sdshim.core.lifecycle import Phase, Seen
+from sdshim.core.model import RecordedReply
+from sdshim.daemon import timings
+from sdshim.host import cgroup, freezer
+
+if TYPE_CHECKING:
+    from sdshim.daemon.node import Node
+    from sdshim.daemon.process import Task
+    from sdshim.ttrpc.server import Call
+
+log = logging.getLogger(__name__)
+
+PAUSE_REFUSED = {
+    Phase.CREATED: "cannot pause task in created state",
+    Phase.STARTING: "cannot pause task in created state",
+    Phase.PAUSED: "cannot pause a paused container",
+    Phase.EXITED: "cannot pause a stopped container",
+}
+RESUME_REFUSED = {
+    Phase.CREATED: "cannot resume task in created state",
+    Phase.STARTING: "cannot resume task in created state",
+    Phase.RUNNING: "cannot resume a running process",
+    Phase.PAUSING: "cannot resume a running process",
+    Phase.EXITED: "cannot resume a stopped container",
+}
+DONE = RecordedReply(0, "", b"")
+
+
+async def pause(node: Node, call: Call, task: Task) -> bytes:
+    """Freeze a running container. Raises UnknownError in stock's words."""
+    async with task.lock:
+        me, folder = task.identity, node.store.folder(task.identity)
+        if task.phase is Phase.PAUSING:  # an earlier daemon has begun
+            await node.runtime.settled(folder)
+        elif task.phase is Phase.RUNNING:
+            task.see(Seen.PAUSE_BEGUN)
+        else:
+            text = PAUSE_REFUSED.get(task.phase, f"cannot pause a {task.phase} process")
+            raise UnknownError(text)
+        try:
+            if not freezer.asked(me.cgroup):
+                with node.tracer.span("runc.pause", timings.about(task)):
+                    await node.runtime.pause(me, folder)
+        except Exception:
+            if task.phase is Phase.PAUSING:
+                task.see(Seen.PAUSE_FAILED)
+            freezer.thaw(me.cgroup)
+            raise
+        if task.phase is not Phase.PAUSING:  # it has ended meanwhile
+            freezer.thaw(me.cgroup)
+            raise UnknownError(PAUSE_REFUSED[Phase.EXITED])
+        task.see(Seen.PAUSED, call=call.key, reply=DONE)
+        return b""
+
+
+async def resume(node: Node, call: Call, task: Task) -> bytes:
+    """Let a paused container go on. Raises UnknownError in stock's words."""
+    async with task.lock:
+        if call.recovered:
+            await node.runtime.settled(node.store.folder(task.identity))
+        foreign = task.phase is Phase.RUNNING and freezer.frozen(task.identity.cgroup)
+        if task.phase is not Phase.PAUSED and not foreign:
+            text = RESUME_REFUSED.get(task.phase, f"cannot resume a {task.phase} process")
+            raise UnknownError(text)
+        await _thaw_unit(node, task)
+        if freezer.asked(task.identity.cgroup):
+            with node.tracer.span("runc.resume", timings.about(task)):
+                await node.runtime.resume(task.identity, node.store.folder(task.identity))
+        if task.phase is Phase.PAUSED:
+            task.see(Seen.RESUMED, call=call.key, reply=DONE)
+        return b""  # without an event when its first instruction was its end
+
+
+def is_paused(task: Task) -> bool:
+    """Whether the container stands still, whoever has done it."""
+    if task.phase is Phase.RUNNING:
+        return freezer.frozen(task.identity.cgroup)
+    return task.phase in (Phase.PAUSING, Phase.PAUSED)
+
+
+def melt(task: Task) -> None:
+    """Its init has ended: what is left of the container, and the unit's exit hook, must be able to
+    run (stock resumes here as well). No event tells of it. systemd cannot be asked: it thaws active
+    units only, and from 255 on waits for the hook's first instruction in the frozen cgroup."""
+    me = task.identity
+    try:
+        freezer.thaw(me.cgroup)
+        freezer.thaw(names.unit_cgroup(me.slice, me.unit))
+    except OSError as error:
+        log.error("%s has ended and stays frozen: %s", task, error)
+
+
+async def _thaw_unit(node: Node, task: Task) -> None:
+    """Undo `systemctl freeze`; systemd has it on cgroup v2 only."""
+    me = task.identity
+    if cgroup.unified() and freezer.asked(names.unit_cgroup(me.slice, me.unit)):
+        await node.manager.thaw(me.unit)

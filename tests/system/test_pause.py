@@ -1,0 +1,225 @@
+"""Pause and Resume: the freezer, the events, what a paused container refuses, how it may end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from sdshim.pb import task_types_pb2
+from sdshim.pb.wellknown import PROCESS_URL
+from tests.system.taskclient import Rig, eventually, spec_of
+
+if TYPE_CHECKING:
+    from tests.host import Host
+    from tests.system.taskclient import Bundle
+
+pytestmark = pytest.mark.system
+
+UNKNOWN = 2
+PAUSED, RUNNING, STOPPED = (
+    task_types_pb2.PAUSED,
+    task_types_pb2.RUNNING,
+    task_types_pb2.STOPPED,
+)
+
+
+def process(*args: str) -> AnyMessage:
+    """The spec of an exec."""
+    spec = {**spec_of(*args)["process"], "args": list(args)}
+    return AnyMessage(type_url=PROCESS_URL, value=json.dumps(spec).encode())
+
+
+def _paused(rig: Rig, id_: str, *command: str, spec: Any = None) -> Bundle:
+    bundle = rig.running(id_, *command, spec=spec)
+    rig.call("Pause", id=id_)
+    return bundle
+
+
+def _cpu_ticks(host: Host, pid: int) -> int:
+    fields = host.run(["cat", f"/proc/{pid}/stat"]).stdout.rpartition(")")[2].split()
+    return sum(map(int, fields[11:15]))  # user and system time, of waited-for children too
+
+
+def _unit(id_: str) -> str:
+    return f"sdshim-default-{id_}.service"
+
+
+def _cgroup(host: Host, id_: str) -> str:
+    shown = host.run(["systemctl", "show", "-P", "ControlGroup", _unit(id_)]).stdout.strip()
+    return f"{shown}/container"
+
+
+def _is_frozen(host: Host, id_: str) -> bool:
+    path = f"/sys/fs/cgroup/freezer{_cgroup(host, id_)}/freezer.state"
+    if host.cgroup == "v2":
+        path = f"/sys/fs/cgroup{_cgroup(host, id_)}/cgroup.events"
+    text = host.run(["cat", path]).stdout
+    return "FROZEN" in text or "frozen 1" in text
+
+
+def test_a_paused_container_stands_still_and_goes_on_after_resume(rig: Rig, host: Host) -> None:
+    rig.running("still", "sh", "-c", "while :; do :; done")
+    pid = rig.call("State", id="still").pid
+    rig.call("Pause", id="still")
+    state = rig.call("State", id="still")
+    assert (state.status, state.pid, state.exit_status) == (PAUSED, pid, 0)
+    assert _is_frozen(host, "still")
+    before = _cpu_ticks(host, pid)
+    host.run(["sleep", "0.2"])
+    assert _cpu_ticks(host, pid) == before
+    assert [p.pid for p in rig.call("Pids", id="still").processes] == [pid]
+    rig.call("Resume", id="still")
+    assert rig.call("State", id="still").status == RUNNING
+    eventually(lambda: _cpu_ticks(host, pid) > before, "it goes on")
+    rig.events.until("still", "resumed")
+    assert rig.events.of("still") == ["create", "start", "paused", "resumed"]
+
+
+def test_pause_and_resume_again_and_again(rig: Rig) -> None:
+    rig.running("often")
+    for _ in range(10):
+        rig.call("Pause", id="often")
+        assert rig.call("State", id="often").status == PAUSED
+        rig.call("Resume", id="often")
+        assert rig.call("State", id="often").status == RUNNING
+    rig.call("Kill", id="often", signal=signal.SIGKILL)
+    assert rig.call("Wait", id="often").exit_status == 137
+    rig.events.until("often", "exit")
+    assert rig.events.of("often") == ["create", "start", *["paused", "resumed"] * 10, "exit"]
+
+
+@pytest.mark.parametrize(
+    ("method", "state", "text"),
+    [
+        ("Pause", "created", "cannot pause task in created state"),
+        ("Pause", "paused", "cannot pause a paused container"),
+        ("Pause", "stopped", "cannot pause a stopped container"),
+        ("Resume", "created", "cannot resume task in created state"),
+        ("Resume", "running", "cannot resume a running process"),
+        ("Resume", "stopped", "cannot resume a stopped container"),
+        ("Start", "paused", "cannot start a paused process"),
+        ("Delete", "paused", "cannot delete a paused process"),
+        ("Exec", "paused", "cannot exec in a paused state"),
+        ("Exec", "stopped", "cannot exec in a stopped state"),
+    ],
+)
+def test_what_a_state_forbids_is_refused_in_the_words_of_stock(
+    rig: Rig, method: str, state: str, text: str
+) -> None:
+    if state == "paused":
+        _paused(rig, "cell")
+    else:
+        getattr(rig, state)("cell")
+    fields: dict[str, Any] = {"exec_id": "x", "spec": process("true")} if method == "Exec" else {}
+    before = rig.call("State", id="cell")
+    seen = rig.events.of("cell")
+    assert rig.refused(method, id="cell", **fields) == (UNKNOWN, text)
+    assert rig.call("State", id="cell") == before
+    assert rig.events.of("cell")[: len(seen)] == seen
+    assert rig.events.of("cell").count("paused") == (state == "paused")
+
+
+def test_an_exec_is_paused_with_its_container(rig: Rig) -> None:
+    rig.running("both")
+    for exec_id in ("runs", "waits"):
+        rig.call("Exec", id="both", exec_id=exec_id, spec=process("sleep", "1000"))
+    pid = rig.call("Start", id="both", exec_id="runs").pid
+    rig.call("Pause", id="both")
+    for exec_id, number in (("runs", pid), ("waits", 0)):
+        state = rig.call("State", id="both", exec_id=exec_id)
+        assert (state.status, state.pid) == (PAUSED, number)
+    code, text = rig.refused("Start", id="both", exec_id="waits")
+    assert code == UNKNOWN
+    assert text.startswith("OCI runtime exec failed: ")
+    assert "paused" in text
+    rig.call("Resume", id="both")
+    assert rig.call("State", id="both", exec_id="runs").status == RUNNING
+    assert rig.call("State", id="both", exec_id="waits").status == task_types_pb2.CREATED
+    assert rig.call("Start", id="both", exec_id="waits").pid > 0
+
+
+@pytest.mark.parametrize("everyone", [False, True], ids=["init", "all"])
+@pytest.mark.parametrize("shared", [False, True], ids=["own pids", "shared pids"])
+def test_a_paused_container_can_be_killed(rig: Rig, *, everyone: bool, shared: bool) -> None:
+    script = "sleep 1000 & sleep 1000 & echo up; wait"
+    spec = spec_of("sh", "-c", script)
+    if shared:
+        spaces = spec["linux"]["namespaces"]
+        spec["linux"]["namespaces"] = [space for space in spaces if space["type"] != "pid"]
+    bundle = rig.bundle("prey", spec=spec)
+    rig.call("Create", id="prey", bundle=bundle.path, stdout=bundle.fifo("stdout"))
+    rig.call("Start", id="prey")
+    bundle.read_line("stdout")
+    rig.call("Pause", id="prey")
+    rig.call("Kill", id="prey", signal=signal.SIGKILL, all=everyone)
+    assert rig.call("Wait", id="prey").exit_status == 137
+    assert rig.call("State", id="prey").status == STOPPED
+    bundle.read("stdout")  # its end comes when the last holder is dead
+    assert rig.call("Delete", id="prey").exit_status == 137
+    rig.events.until("prey", "delete")
+    assert rig.events.of("prey") == ["create", "start", "paused", "exit", "delete"]
+
+
+def test_another_signal_arrives_after_resume(rig: Rig) -> None:
+    script = "trap 'exit 9' TERM; echo up; while :; do sleep 0.01; done"
+    bundle = rig.bundle("later", "sh", "-c", script)
+    rig.call("Create", id="later", bundle=bundle.path, stdout=bundle.fifo("stdout"))
+    rig.call("Start", id="later")
+    bundle.read_line("stdout")
+    rig.call("Pause", id="later")
+    rig.call("Kill", id="later", signal=signal.SIGTERM)
+    assert rig.call("State", id="later").status == PAUSED
+    rig.call("Resume", id="later")
+    assert rig.call("Wait", id="later").exit_status == 9
+
+
+def test_a_strangers_sigkill_ends_a_paused_container_once(rig: Rig, host: Host) -> None:
+    _paused(rig, "shot", "sh", "-c", "sleep 1000 & wait")
+    pid = rig.call("State", id="shot").pid
+    host.run(["kill", "-9", str(pid)])
+    if host.cgroup == "v1":  # there the frozen die when they are thawed
+        path = f"/sys/fs/cgroup/freezer{_cgroup(host, 'shot')}/freezer.state"
+        host.run(["sh", "-c", f"echo THAWED >{path}"])
+    assert rig.call("Wait", id="shot").exit_status == 137
+    assert rig.call("State", id="shot").status == STOPPED
+    assert rig.refused("Resume", id="shot") == (UNKNOWN, "cannot resume a stopped container")
+    rig.call("Delete", id="shot")
+    rig.events.until("shot", "delete")
+    assert rig.events.of("shot") == ["create", "start", "paused", "exit", "delete"]
+
+
+def test_a_paused_container_can_be_given_up(rig: Rig) -> None:
+    bundle = _paused(rig, "given")
+    assert rig.give_up(bundle).exit_status == 137
+    assert not rig.unit_exists("given")
+
+
+def test_a_frozen_unit_is_paused_and_resume_thaws_it(rig: Rig, host: Host) -> None:
+    if host.cgroup == "v1":
+        pytest.skip("systemd freezes on cgroup v2 only")
+    rig.running("frosty")
+    host.run(["systemctl", "freeze", _unit("frosty")])
+    assert rig.call("State", id="frosty").status == PAUSED
+    error = rig.refused("Exec", id="frosty", exec_id="x", spec=process("true"))
+    assert error == (UNKNOWN, "cannot exec in a paused state")
+    rig.call("Resume", id="frosty")
+    assert rig.call("State", id="frosty").status == RUNNING
+    rig.call("Pause", id="frosty")
+    host.run(["systemctl", "freeze", _unit("frosty")])
+    rig.call("Resume", id="frosty")
+    assert rig.call("State", id="frosty").status == RUNNING
+    assert not _is_frozen(host, "frosty")
+
+
+def test_an_exit_in_a_frozen_unit_is_reported(rig: Rig, host: Host) -> None:
+    if host.cgroup == "v1":
+        pytest.skip("systemd freezes on cgroup v2 only")
+    rig.running("iced")
+    host.run(["systemctl", "freeze", _unit("iced")])
+    rig.call("Kill", id="iced", signal=signal.SIGKILL)
+    assert rig.call("Wait", id="iced").exit_status == 137
+    assert rig.call("Delete", id="iced").exit_status == 137

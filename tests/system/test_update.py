@@ -1,0 +1,206 @@
+"""Update and limits at the start: the container's cgroup and its unit. The v2 hosts of these tests
+have no memory, pids and cpu controllers: there the unit's properties are looked at."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from sdshim.pb import task_types_pb2
+from sdshim.pb.wellknown import RESOURCES_URL
+from tests.system.taskclient import Rig, eventually, spec_of
+
+if TYPE_CHECKING:
+    from tests.host import Host
+
+pytestmark = pytest.mark.system
+
+UNKNOWN, INVALID = 2, 3
+MIB = 2**20
+LIMITS = {
+    "memory": {"limit": 64 * MIB},
+    "pids": {"limit": 50},
+    "cpu": {"quota": 50_000, "period": 100_000, "shares": 512},
+}
+
+
+def _any(resources: Any, prefix: str = "") -> AnyMessage:
+    data = resources if isinstance(resources, bytes) else json.dumps(resources).encode()
+    return AnyMessage(type_url=prefix + RESOURCES_URL, value=data)
+
+
+def _shown(host: Host, id_: str) -> dict[str, str]:
+    names = ("MemoryMax", "TasksMax", "CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec")
+    weight = "CPUWeight" if host.cgroup == "v2" else "CPUShares"
+    argv = ["systemctl", "show", *(f"-p{name}" for name in (*names, weight))]
+    lines = host.run([*argv, f"sdshim-default-{id_}.service"]).stdout.splitlines()
+    shown = dict(line.split("=", 1) for line in lines)
+    shown["weight"] = shown.pop(weight)
+    return shown
+
+
+def _file(host: Host, id_: str, controller: str, name: str, of: str = "container") -> str:
+    """A file of the v1 cgroup of a container, or of its unit."""
+    unit = f"sdshim-default-{id_}.service"
+    path = host.run(["systemctl", "show", "-P", "ControlGroup", unit]).stdout.strip()
+    below = "" if of == "unit" else f"/{of}"
+    text: str = host.run(["cat", f"/sys/fs/cgroup/{controller}{path}{below}/{name}"]).stdout
+    return text.strip()
+
+
+def _limited(resources: Any, *command: str) -> dict[str, Any]:
+    spec = spec_of(*(command or ("sleep", "1000")))
+    spec["linux"]["resources"] = resources
+    return spec
+
+
+def _update(rig: Rig, id_: str, resources: Any, **more: Any) -> None:
+    rig.call("Update", id=id_, resources=_any(resources), **more)
+
+
+@pytest.mark.parametrize("state", ["created", "running", "paused"])
+def test_update_changes_the_unit_and_the_cgroup(rig: Rig, host: Host, state: str) -> None:
+    (rig.created if state == "created" else rig.running)("tuned")
+    if state == "paused":
+        rig.call("Pause", id="tuned")
+    before = rig.call("State", id="tuned")
+    controllers = host.cgroup == "v1"
+    wanted = LIMITS if controllers else {"pids": {}, "cpu": {}, "memory": {}}
+    _update(rig, "tuned", wanted)
+    assert rig.call("State", id="tuned") == before
+    if not controllers:
+        return
+    shown = _shown(host, "tuned")
+    assert shown["MemoryMax"] == str(64 * MIB)
+    assert shown["TasksMax"] == "50"
+    assert shown["CPUQuotaPerSecUSec"] == "500ms"
+    assert shown["weight"] == "512"
+    for of in ("unit", "container"):
+        assert _file(host, "tuned", "memory", "memory.limit_in_bytes", of) == str(64 * MIB)
+        assert _file(host, "tuned", "pids", "pids.max", of) == "50"
+        assert _file(host, "tuned", "cpu", "cpu.cfs_quota_us", of) == "50000"
+        assert _file(host, "tuned", "cpu", "cpu.shares", of) == "512"
+
+
+def test_limits_go_up_and_down(rig: Rig, host: Host) -> None:
+    if host.cgroup == "v2":
+        pytest.skip("the v2 hosts of these tests have no controllers")
+    rig.running("moved", spec=_limited(LIMITS))
+    for factor in (2, 4, 1, 3, 1):
+        _update(
+            rig,
+            "moved",
+            {
+                "memory": {"limit": factor * 32 * MIB, "swap": -1},
+                "pids": {"limit": factor * 10},
+                "cpu": {"quota": factor * 10_000, "period": 100_000},
+            },
+        )
+        for of in ("unit", "container"):
+            limit = _file(host, "moved", "memory", "memory.limit_in_bytes", of)
+            assert limit == str(factor * 32 * MIB)
+            assert _file(host, "moved", "pids", "pids.max", of) == str(factor * 10)
+            assert _file(host, "moved", "cpu", "cpu.cfs_quota_us", of) == str(factor * 10_000)
+    _update(rig, "moved", {"pids": {"limit": -1}, "cpu": {"quota": -1, "period": 100_000}})
+    for of in ("unit", "container"):
+        assert _file(host, "moved", "pids", "pids.max", of) == "max"
+        assert _file(host, "moved", "cpu", "cpu.cfs_quota_us", of) == "-1"
+
+
+def test_an_update_that_the_runtime_refuses_leaves_the_unit_as_it_was(rig: Rig, host: Host) -> None:
+    if host.cgroup == "v2":
+        pytest.skip("the v2 hosts of these tests have no controllers")
+    rig.running("firm", spec=_limited(LIMITS))
+    before = _shown(host, "firm")
+    wanted = {"memory": {"limit": 128 * MIB}, "cpu": {"cpus": "7000"}}
+    code, text = rig.refused("Update", id="firm", resources=_any(wanted))
+    assert code == UNKNOWN
+    assert text.startswith("OCI runtime update failed: ")
+    assert _shown(host, "firm") == before
+
+
+def test_a_limit_of_memory_binds_after_an_update(rig: Rig, host: Host) -> None:
+    if host.cgroup == "v2":
+        pytest.skip("the v2 hosts of these tests have no controllers")
+    script = "read x; dd if=/dev/zero of=/dev/null bs=48M count=1 2>/dev/null; echo $?"
+    for limit, code in ((16, b"137"), (0, b"0")):
+        bundle = rig.bundle(f"fed{limit}", "sh", "-c", script)
+        paths: dict[str, Any] = {name: bundle.fifo(name) for name in ("stdin", "stdout")}
+        rig.call("Create", id=bundle.id, bundle=bundle.path, **paths)
+        rig.call("Start", id=bundle.id)
+        if limit:
+            _update(rig, bundle.id, {"memory": {"limit": limit * MIB, "swap": limit * MIB}})
+        (bundle.outside / "stdin").write_text("go\n")
+        assert bundle.read("stdout").strip() == code
+        rig.call("Wait", id=bundle.id)
+
+
+def test_a_stopped_container_cannot_be_updated(rig: Rig) -> None:
+    rig.stopped("over")
+    error = rig.refused("Update", id="over", resources=_any({"pids": {"limit": 5}}))
+    assert error == (UNKNOWN, "cannot update a stopped container")
+    assert rig.call("State", id="over").status == task_types_pb2.STOPPED
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b'{"memory": {"limit": "6m"}}'])
+def test_malformed_resources_are_refused(rig: Rig, value: bytes) -> None:
+    rig.running("same")
+    code, _ = rig.refused("Update", id="same", resources=_any(value))
+    assert code == INVALID
+    code, _ = rig.refused("Update", id="same", resources=AnyMessage(type_url="x", value=b"{}"))
+    assert code == INVALID
+    assert rig.call("State", id="same").status == task_types_pb2.RUNNING
+
+
+def test_the_prefix_of_foreign_clients_is_tolerated(rig: Rig) -> None:
+    rig.running("foreign")
+    rig.call("Update", id="foreign", resources=_any({}, "type.googleapis.com/"))
+
+
+# --- limits at the start
+
+
+def test_tight_limits_hit_neither_the_runtime_nor_the_exit_hook(rig: Rig, host: Host) -> None:
+    if host.cgroup == "v2":
+        pytest.skip("the v2 hosts of these tests have no controllers")
+    limits = {
+        "memory": {"limit": 16 * MIB},
+        "pids": {"limit": 5},
+        "cpu": {"quota": 1000, "period": 100_000},
+    }
+    rig.running("tight", spec=_limited(limits, "sh", "-c", "exit 7"))
+    begun = time.monotonic()
+    assert rig.call("Wait", id="tight").exit_status == 7
+    assert rig.call("Delete", id="tight").exit_status == 7
+    assert time.monotonic() - begun < 5
+
+
+def test_the_unit_has_the_limits_until_the_exit(rig: Rig, host: Host) -> None:
+    if host.cgroup == "v2":
+        pytest.skip("the v2 hosts of these tests have no controllers")
+    rig.running("shown", spec=_limited(LIMITS))
+    shown = _shown(host, "shown")
+    assert (shown["MemoryMax"], shown["TasksMax"]) == (str(64 * MIB), "50")
+    assert (shown["CPUQuotaPerSecUSec"], shown["weight"]) == ("500ms", "512")
+    rig.call("Kill", id="shown", signal=9)
+    rig.call("Wait", id="shown")
+    eventually(lambda: _shown(host, "shown")["MemoryMax"] == "infinity", "opened again")
+    assert _shown(host, "shown")["TasksMax"] == "infinity"
+    assert rig.call("Delete", id="shown").exit_status == 137
+
+
+def test_a_container_with_five_processes_at_most(rig: Rig, host: Host) -> None:
+    if host.cgroup == "v2":
+        pytest.skip("the v2 hosts of these tests have no controllers")
+    script = "for n in 1 2 3 4 5 6; do sleep 1000 & done; echo all"
+    spec = _limited({"pids": {"limit": 5}}, "sh", "-c", script)
+    bundle = rig.bundle("few", spec=spec)
+    paths = {name: bundle.fifo(name) for name in ("stdout", "stderr")}
+    rig.call("Create", id="few", bundle=bundle.path, **paths)
+    rig.call("Start", id="few")
+    assert rig.call("Wait", id="few").exit_status != 0
+    assert b"fork" in bundle.read("stderr")
