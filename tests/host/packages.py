@@ -37,10 +37,13 @@ SHARED = [
 MACHINE = (
     *SHARED,
     "debootstrap",
+    "gcc",
+    "libc6-dev",
     "libprotobuf-dev",
     "protobuf-compiler",
     "python3-pip",
     "python3-venv",
+    "strace",
 )
 GUEST = (*SHARED, "systemd-sysv", "python3", "kmod", "mount", "criu")
 

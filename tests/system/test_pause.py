@@ -198,9 +198,8 @@ def test_a_paused_container_can_be_given_up(rig: Rig) -> None:
     assert not rig.unit_exists("given")
 
 
+@pytest.mark.cgroup("v2")  # systemd freezes on cgroup v2 only
 def test_a_frozen_unit_is_paused_and_resume_thaws_it(rig: Rig, host: Host) -> None:
-    if host.cgroup == "v1":
-        pytest.skip("systemd freezes on cgroup v2 only")
     rig.running("frosty")
     host.run(["systemctl", "freeze", _unit("frosty")])
     assert rig.call("State", id="frosty").status == PAUSED
@@ -215,9 +214,8 @@ def test_a_frozen_unit_is_paused_and_resume_thaws_it(rig: Rig, host: Host) -> No
     assert not _is_frozen(host, "frosty")
 
 
+@pytest.mark.cgroup("v2")  # systemd freezes on cgroup v2 only
 def test_an_exit_in_a_frozen_unit_is_reported(rig: Rig, host: Host) -> None:
-    if host.cgroup == "v1":
-        pytest.skip("systemd freezes on cgroup v2 only")
     rig.running("iced")
     host.run(["systemctl", "freeze", _unit("iced")])
     rig.call("Kill", id="iced", signal=signal.SIGKILL)

@@ -110,9 +110,8 @@ def test_unknown_and_deleted_tasks_are_not_found(rig: Rig) -> None:
     assert rig.refused("Stats", id="gone") == NO_TASK
 
 
+@pytest.mark.cgroup("v2")  # cgroup v2 only
 def test_v2_numbers_are_those_in_the_cgroups_files(rig: Rig, host: Host) -> None:
-    if host.cgroup != "v2":
-        pytest.skip("cgroup v2 only")
     _worked(rig, "plain")
     metrics = _stats(rig, host, "plain")
     lines = (_folder(host, "plain") / "cpu.stat").read_text().splitlines()
@@ -122,9 +121,8 @@ def test_v2_numbers_are_those_in_the_cgroups_files(rig: Rig, host: Host) -> None
     assert metrics.cpu.HasField("psi") == (_folder(host, "plain") / "cpu.pressure").exists()
 
 
+@pytest.mark.cgroup("v1")  # the machines these tests run on bind their controllers to cgroup v1
 def test_v1_numbers_are_those_in_the_cgroups_files(rig: Rig, host: Host) -> None:
-    if host.cgroup != "v1":
-        pytest.skip("the machines these tests run on bind their controllers to cgroup v1")
     _worked(rig, "bound", _limited())
     metrics = _stats(rig, host, "bound")
 
@@ -204,9 +202,8 @@ def test_the_last_counters_outlive_the_daemon(rig: Rig, host: Host) -> None:
     assert rig.daemon_pid() != daemon
 
 
+@pytest.mark.cgroup("v1")  # the machines these tests run on bind their controllers to cgroup v1
 def test_a_container_killed_for_want_of_memory_says_so_after_its_exit(rig: Rig, host: Host) -> None:
-    if host.cgroup != "v1":
-        pytest.skip("the machines these tests run on bind their controllers to cgroup v1")
     spec = _limited("tail", "/dev/zero", memory=16 * MIB)
     with _lingering(host, "hungry"):
         rig.running("hungry", spec=spec)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.system
 UNKNOWN, INVALID, DEADLINE, NOT_FOUND, EXISTS, UNIMPLEMENTED = 2, 3, 4, 5, 6, 12
 NO_TASK = (NOT_FOUND, "container not created: not found")
 FINISHED = (NOT_FOUND, "process already finished: not found")
-NOT_YET = ("Checkpoint", "ResizePty")
+NOT_YET = ("Checkpoint",)
 SIGTERM, SIGKILL = 15, 9
 
 

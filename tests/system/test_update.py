@@ -86,9 +86,8 @@ def test_update_changes_the_unit_and_the_cgroup(rig: Rig, host: Host, state: str
         assert _file(host, "tuned", "cpu", "cpu.shares", of) == "512"
 
 
+@pytest.mark.cgroup("v1")  # the v2 hosts of these tests have no controllers
 def test_limits_go_up_and_down(rig: Rig, host: Host) -> None:
-    if host.cgroup == "v2":
-        pytest.skip("the v2 hosts of these tests have no controllers")
     rig.running("moved", spec=_limited(LIMITS))
     for factor in (2, 4, 1, 3, 1):
         _update(
@@ -111,9 +110,8 @@ def test_limits_go_up_and_down(rig: Rig, host: Host) -> None:
         assert _file(host, "moved", "cpu", "cpu.cfs_quota_us", of) == "-1"
 
 
+@pytest.mark.cgroup("v1")  # the v2 hosts of these tests have no controllers
 def test_an_update_that_the_runtime_refuses_leaves_the_unit_as_it_was(rig: Rig, host: Host) -> None:
-    if host.cgroup == "v2":
-        pytest.skip("the v2 hosts of these tests have no controllers")
     rig.running("firm", spec=_limited(LIMITS))
     before = _shown(host, "firm")
     wanted = {"memory": {"limit": 128 * MIB}, "cpu": {"cpus": "7000"}}
@@ -123,9 +121,8 @@ def test_an_update_that_the_runtime_refuses_leaves_the_unit_as_it_was(rig: Rig, 
     assert _shown(host, "firm") == before
 
 
+@pytest.mark.cgroup("v1")  # the v2 hosts of these tests have no controllers
 def test_a_limit_of_memory_binds_after_an_update(rig: Rig, host: Host) -> None:
-    if host.cgroup == "v2":
-        pytest.skip("the v2 hosts of these tests have no controllers")
     script = "read x; dd if=/dev/zero of=/dev/null bs=48M count=1 2>/dev/null; echo $?"
     for limit, code in ((16, b"137"), (0, b"0")):
         bundle = rig.bundle(f"fed{limit}", "sh", "-c", script)
@@ -164,9 +161,8 @@ def test_the_prefix_of_foreign_clients_is_tolerated(rig: Rig) -> None:
 # --- limits at the start
 
 
+@pytest.mark.cgroup("v1")  # the v2 hosts of these tests have no controllers
 def test_tight_limits_hit_neither_the_runtime_nor_the_exit_hook(rig: Rig, host: Host) -> None:
-    if host.cgroup == "v2":
-        pytest.skip("the v2 hosts of these tests have no controllers")
     limits = {
         "memory": {"limit": 16 * MIB},
         "pids": {"limit": 5},
@@ -179,9 +175,8 @@ def test_tight_limits_hit_neither_the_runtime_nor_the_exit_hook(rig: Rig, host: 
     assert time.monotonic() - begun < 5
 
 
+@pytest.mark.cgroup("v1")  # the v2 hosts of these tests have no controllers
 def test_the_unit_has_the_limits_until_the_exit(rig: Rig, host: Host) -> None:
-    if host.cgroup == "v2":
-        pytest.skip("the v2 hosts of these tests have no controllers")
     rig.running("shown", spec=_limited(LIMITS))
     shown = _shown(host, "shown")
     assert (shown["MemoryMax"], shown["TasksMax"]) == (str(64 * MIB), "50")
@@ -193,9 +188,8 @@ def test_the_unit_has_the_limits_until_the_exit(rig: Rig, host: Host) -> None:
     assert rig.call("Delete", id="shown").exit_status == 137
 
 
+@pytest.mark.cgroup("v1")  # the v2 hosts of these tests have no controllers
 def test_a_container_with_five_processes_at_most(rig: Rig, host: Host) -> None:
-    if host.cgroup == "v2":
-        pytest.skip("the v2 hosts of these tests have no controllers")
     script = "for n in 1 2 3 4 5 6; do sleep 1000 & done; echo all"
     spec = _limited({"pids": {"limit": 5}}, "sh", "-c", script)
     bundle = rig.bundle("few", spec=spec)
