@@ -16,7 +16,7 @@ from sdshim.core import exitrecord, spans
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
-from sdshim.daemon import pause, terminals, timings, update
+from sdshim.daemon import pause, stats, terminals, timings, update
 from sdshim.daemon.process import Task
 from sdshim.host.process import Watched
 
@@ -48,6 +48,7 @@ async def ended(node: Node, task: Process) -> None:
     started = time.time_ns()
     if isinstance(task, Task):
         task.ending = True
+        stats.keep(node, task)
         pause.melt(task)
         node.spawn(update.lift(node, task), f"limits of {task}")
     exit = await find_out(node, task)
