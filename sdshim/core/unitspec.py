@@ -60,7 +60,11 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
     """Properties of the service that is the container."""
     me = unit.identity
     mounts = [_mount_argv(m, me.bundle, host) for m in me.rootfs]
-    hook = [f"{host.launcher}/exit-hook", unit.state_dir]
+    # The hook puts the count of OOM kills by: the cgroup goes when the hook has ended.
+    counters = "memory.events" if host.unified else "memory.oom_control"
+    root = "/sys/fs/cgroup" if host.unified else "/sys/fs/cgroup/memory"
+    oom = f"{root}{me.cgroup}/{counters}"
+    hook = [f"{host.launcher}/exit-hook", unit.state_dir, "-", oom]
     properties: list[Property] = [
         ("Type", "s", "forking"),
         ("PIDFile", "s", f"{unit.state_dir}/init.pid"),

@@ -35,6 +35,7 @@ def watch(node: Node, process: Process) -> None:
     """Follow the main process of the unit (init, or an exec's subreaper) until it has ended."""
 
     def fire() -> None:
+        stats.keep(node, process)  # now: systemd removes the cgroup soon after the exit
         node.spawn(ended(node, process), f"exit of {process}")
 
     try:
@@ -48,7 +49,6 @@ async def ended(node: Node, task: Process) -> None:
     started = time.time_ns()
     if isinstance(task, Task):
         task.ending = True
-        stats.keep(node, task)
         pause.melt(task)
         node.spawn(update.lift(node, task), f"limits of {task}")
     exit = await find_out(node, task)

@@ -212,3 +212,20 @@ def test_a_container_killed_for_want_of_memory_says_so_after_its_exit(rig: Rig, 
     assert last.memory_oom_control.oom_kill > 0
     assert last.memory.usage.failcnt > 0
     assert 15 * MIB < last.memory.usage.max <= last.memory.usage.limit == 16 * MIB
+
+
+@pytest.mark.cgroup("v1")  # the machines these tests run on bind their controllers to cgroup v1
+def test_want_of_memory_is_known_when_the_daemon_was_not_there(rig: Rig, host: Host) -> None:
+    bundle = rig.bundle("blind", "true")
+    bundle.write_spec(_limited("sh", "-c", "read x; exec tail /dev/zero", memory=16 * MIB))
+    rig.call("Create", id="blind", bundle=bundle.path, stdin=bundle.fifo("stdin"))
+    rig.call("Start", id="blind")
+    host.run(["systemctl", "kill", "--signal=STOP", "sdshim.service"])
+    try:
+        (bundle.outside / "stdin").write_text("go\n")
+        gone = _folder(host, "blind", "memory")
+        eventually(lambda: not gone.exists(), f"{gone} is removed")
+    finally:
+        host.run(["systemctl", "kill", "--signal=CONT", "sdshim.service"])
+    assert rig.call("Wait", id="blind").exit_status == 128 + SIGKILL
+    assert _stats(rig, host, "blind").memory_oom_control.oom_kill > 0
