@@ -19,7 +19,7 @@ from sdshim.core.model import RecordedReply
 from sdshim.core.names import TaskKey
 from sdshim.core.record import Record
 from sdshim.core.unitspec import InitUnit, init_properties
-from sdshim.daemon import exits, plan, streams, teardown, terminals, timings, update
+from sdshim.daemon import exits, plan, streams, teardown, terminals, timings, units, update
 from sdshim.daemon.process import Task
 from sdshim.host.process import limits_of
 from sdshim.host.store import RUNTIME_COMMAND, STDERR
@@ -101,12 +101,7 @@ async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> s
         stop_timeout_us=int(node.config.stop_timeout * 1e6),
         start_timeout_us=int(node.config.create_timeout * 1e6),
     )
-    with node.tracer.span("systemd.StartTransientUnit", timings.about(task)) as span:
-        job = await node.manager.start_transient(me.unit, init_properties(unit, node.facts))
-        result = await job.wait()
-        span.set("systemd.job.result", result)
-        await timings.record(node, task)
-    return result
+    return await units.start(node, task, init_properties(unit, node.facts))
 
 
 async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
@@ -179,11 +174,9 @@ async def _resume(node: Node, task: Task, call: Call) -> bytes:
 async def _outcome(node: Node, task: Task, call: Call) -> str:
     """How the start job ended, or ends; the unit is started (again) when there is none."""
     me = task.identity
-    if f"SDSHIM_TOKEN={me.token}" in await node.manager.environment(me.unit):
-        begun = await node.manager.starting(me.unit)
-        result = await begun.wait() if begun else "gone"
-        if result != "gone":
-            return result
+    result = await units.begun_before(node, task)
+    if result is not None:
+        return result
     found = node.store.exit_record(me)
     if found and found[0].had_process:
         return "done"

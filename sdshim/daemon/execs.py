@@ -23,7 +23,7 @@ from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply, Stdio
 from sdshim.core.record import Record
 from sdshim.core.unitspec import ExecUnit, exec_properties
-from sdshim.daemon import exits, pause, streams, teardown, terminals, timings
+from sdshim.daemon import exits, pause, streams, teardown, terminals, units
 from sdshim.daemon.process import Exec
 from sdshim.daemon.start import REFUSED
 from sdshim.host.store import PROCESS_SPEC, STDERR
@@ -142,12 +142,7 @@ async def _start_unit(node: Node, child: Exec) -> str:
         description=f"Exec {me.exec_id} in container {child.key}",
         start_timeout_us=int(node.config.create_timeout * 1e6),
     )
-    with node.tracer.span("systemd.StartTransientUnit", timings.about(child)) as span:
-        job = await node.manager.start_transient(me.unit, exec_properties(unit, node.facts))
-        result = await job.wait()
-        span.set("systemd.job.result", result)
-        await timings.record(node, child)
-    return result
+    return await units.start(node, child, exec_properties(unit, node.facts))
 
 
 async def _finish(node: Node, call: Call, child: Exec, result: str) -> bytes:
@@ -177,14 +172,11 @@ async def _give_up(node: Node, child: Exec) -> None:
 
 async def _resume(node: Node, call: Call, child: Exec) -> bytes:
     """Go on with a Start that an earlier daemon had begun."""
-    me = child.identity
     try:
-        if f"SDSHIM_TOKEN={me.token}" in await node.manager.environment(me.unit):
-            begun = await node.manager.starting(me.unit)
-            result = await begun.wait() if begun else "gone"
-            if result != "gone":
-                return await _finish(node, call, child, result)
-        found = node.store.exit_record(me)
+        result = await units.begun_before(node, child)
+        if result is not None:
+            return await _finish(node, call, child, result)
+        found = node.store.exit_record(child.identity)
         if found:
             # A unit that was ready has an exec.pid; one that failed to start may have it as well,
             # but then the runtime has said why.
@@ -219,8 +211,8 @@ async def remove(node: Node, child: Exec) -> None:
 
 
 async def _take_apart(node: Node, child: Exec) -> None:
-    await teardown.settle_unit(node, child)
-    await teardown.forget_unit(node, child)
+    await units.settle(node, child)
+    await units.forget(node, child)
     await terminals.drained(child)
     streams.release(node, child)
 

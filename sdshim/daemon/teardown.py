@@ -7,31 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core.model import EXIT_UNKNOWN
-from sdshim.daemon import streams, terminals, timings
-from sdshim.host import cgroup, mounts
+from sdshim.daemon import streams, terminals, timings, units
+from sdshim.host import mounts
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.pb.wellknown import timestamp
-from sdshim.systemd.errors import NoSuchUnit
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from sdshim.core.model import ExitStatus
     from sdshim.daemon.node import Node
-    from sdshim.daemon.process import Process, Task
+    from sdshim.daemon.process import Task
 
 
 async def remove_all(node: Node, task: Task) -> None:
     """Everything of a task but its record. Raises the first error; nothing is left out for it."""
     parts = await asyncio.gather(
-        remove_runtime(node, task), settle_unit(node, task), return_exceptions=True
+        remove_runtime(node, task), units.settle(node, task), return_exceptions=True
     )
     await terminals.drained(task)
     streams.release(node, task)
     for part in parts:
         if isinstance(part, BaseException):
             raise part
-    await forget_unit(node, task)
+    await units.forget(node, task)
 
 
 async def remove_runtime(node: Node, task: Task) -> None:
@@ -43,27 +42,6 @@ async def remove_runtime(node: Node, task: Task) -> None:
     if me.rootfs:
         with node.tracer.span("rootfs.umount", timings.about(task)):
             await mounts.unmount_tree(Path(me.bundle) / "rootfs")
-
-
-async def settle_unit(node: Node, task: Process) -> None:
-    """Wait until the unit is inactive: a stop job on a unit that is going down ends then, so the
-    exit hook has written its record. A unit that still runs (a failed Create) is stopped."""
-    try:
-        with node.tracer.span("systemd.StopUnit", timings.about(task)):
-            job = await node.manager.stop(task.identity.unit)
-            await job.wait()
-    except NoSuchUnit:
-        return
-
-
-async def forget_unit(node: Node, task: Process) -> None:
-    """Let systemd collect the unit, and wait for it: only then can its name be used again."""
-    unit = task.identity.unit
-    await node.manager.reset_failed(unit)
-    await node.manager.unref(unit)
-    await node.manager.when_removed(unit)
-    if task.identity.owns_cgroup and not task.identity.exec_id:
-        cgroup.prune(task.identity.cgroup.rpartition("/")[0])
 
 
 def response(task: Task) -> bytes:

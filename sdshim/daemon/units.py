@@ -1,0 +1,58 @@
+"""A process's unit: started, found again after a restart of the daemon, brought down, forgotten."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sdshim.daemon import timings
+from sdshim.host import cgroup
+from sdshim.systemd.errors import NoSuchUnit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sdshim.core.unitspec import Property
+    from sdshim.daemon.node import Node
+    from sdshim.daemon.process import Process
+
+
+async def start(node: Node, process: Process, properties: Sequence[Property]) -> str:
+    """Start the unit; how its start job ended."""
+    with node.tracer.span("systemd.StartTransientUnit", timings.about(process)) as span:
+        job = await node.manager.start_transient(process.identity.unit, properties)
+        result = await job.wait()
+        span.set("systemd.job.result", result)
+        await timings.record(node, process)
+    return result
+
+
+async def begun_before(node: Node, process: Process) -> str | None:
+    """How the start job that an earlier daemon queued ended, or ends; None when there is no unit
+    with our token (any more)."""
+    me = process.identity
+    if f"SDSHIM_TOKEN={me.token}" not in await node.manager.environment(me.unit):
+        return None
+    job = await node.manager.starting(me.unit)
+    result = await job.wait() if job else "gone"
+    return None if result == "gone" else result
+
+
+async def settle(node: Node, process: Process) -> None:
+    """Wait until the unit is inactive: a stop job on a unit that is going down ends then, so the
+    exit hook has written its record. A unit that still runs (a failed Create) is stopped."""
+    try:
+        with node.tracer.span("systemd.StopUnit", timings.about(process)):
+            job = await node.manager.stop(process.identity.unit)
+            await job.wait()
+    except NoSuchUnit:
+        return
+
+
+async def forget(node: Node, process: Process) -> None:
+    """Let systemd collect the unit, and wait for it: only then can its name be used again."""
+    me = process.identity
+    await node.manager.reset_failed(me.unit)
+    await node.manager.unref(me.unit)
+    await node.manager.when_removed(me.unit)
+    if me.owns_cgroup and not me.exec_id:
+        cgroup.prune(me.cgroup.rpartition("/")[0])
