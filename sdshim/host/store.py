@@ -7,6 +7,7 @@ machine's, so nothing is fsynced.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -103,6 +104,14 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
             except ShimError as error:
                 yield Broken(folder, error)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove the empty folders of a removal that was cut."""
+        for pattern in ("*/*/*/x/*", "*/*/*/x", "*/*", "*"):
+            for folder in self.root.glob(pattern):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
     def exit_record(self, me: Identity) -> tuple[ExitRecord, ExitStatus] | None:
         """What the exit hook left, with its time (the file's mtime); None when there is nothing."""
