@@ -96,10 +96,19 @@ def test_an_exec_is_a_unit_and_its_process_is_in_the_containers_cgroup(
 
 
 def test_twenty_execs_at_once(box: Ctr) -> None:
+    # The nap is for ctr: when it hears of an exit before its own open of a FIFO has returned, which
+    # takes a while with twenty of them on two cores, it gives the stream up, whatever the shim.
     running = [
         box.host.popen(
             box.argv(
-                "task", "exec", "--exec-id", f"e{n}", "box", "sh", "-c", f"echo {n}; exit {n}"
+                "task",
+                "exec",
+                "--exec-id",
+                f"e{n}",
+                "box",
+                "sh",
+                "-c",
+                f"echo {n}; sleep 0.5; exit {n}",
             ),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

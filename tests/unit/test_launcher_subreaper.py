@@ -256,7 +256,9 @@ def test_the_runtime_gets_clean_signals_three_streams_and_no_notify_socket(room:
     assert "PATH=" in room.text("env")
     assert "NOTIFY_SOCKET" not in room.text("env")
     status = dict(x.split(":\t", 1) for x in room.text("status").splitlines() if ":\t" in x)
-    assert int(status["SigBlk"], 16) == int(status["SigIgn"], 16) == 0
+    of_glibc = 0b11 << 31  # 32 and 33: nobody can set them, whoever started the tests decides
+    assert int(status["SigBlk"], 16) & ~of_glibc == 0
+    assert int(status["SigIgn"], 16) & ~of_glibc == 0
     assert len(room.text("fds").splitlines()) == 3
 
 
