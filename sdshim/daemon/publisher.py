@@ -54,7 +54,6 @@ class Mailbox:
         self.acked = 0
         self.outbox = Outbox()
         self.on_ack: Callable[[Letter], None] = lambda _letter: None
-        self.idle = asyncio.Event()
         self._path = folder / f"{digest}.json"
         self._keeper = keeper
         self._tracer = tracer
@@ -89,7 +88,6 @@ class Mailbox:
     def add(self, letter: Letter) -> None:
         """Queue an event."""
         self.outbox.add(letter)
-        self.idle.clear()
         self._wake.set()
 
     async def run(self) -> None:
@@ -97,7 +95,6 @@ class Mailbox:
         while True:
             letter = self.outbox.next()
             if letter is None:
-                self.idle.set()
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -297,15 +294,6 @@ class Publisher:
         for seq, letter in list(box.outbox.waiting.items()):
             if letter.token == task.identity.token and seq != box.outbox.in_flight:
                 del box.outbox.waiting[seq]
-
-    def depth(self) -> int:
-        """Events that wait or are on their way."""
-        return sum(len(box.outbox.waiting) for box in self._boxes.values())
-
-    async def drained(self) -> None:
-        """Wait until everything queued now is acknowledged."""
-        for box in list(self._boxes.values()):
-            await box.idle.wait()
 
     def close(self) -> None:
         """Let go of the connections."""
