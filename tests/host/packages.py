@@ -25,7 +25,11 @@ SHARED = [
     "containerd",
     "runc",
     "crun",
+    "criu",  # checkpoint and restore
     "busybox-static",
+    "e2fsprogs",  # a file system for loop mounts
+    "fuse-overlayfs",  # a file system for fuse mounts
+    "fuse3",
     "iproute2",
     "procps",
     "util-linux",
@@ -45,7 +49,17 @@ MACHINE = (
     "python3-venv",
     "strace",
 )
-GUEST = (*SHARED, "systemd-sysv", "python3", "kmod", "mount", "criu")
+GUEST = (
+    *SHARED,
+    "systemd-sysv",
+    "python3",
+    "kmod",
+    "mount",
+    "docker.io",
+    "docker-cli",
+    "containernetworking-plugins",  # pods of the CRI
+    "iptables",
+)
 
 POLICY = Path("/usr/sbin/policy-rc.d")
 
