@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sdshim.pb import task_types_pb2
 from tests.host import CannotBoot, Host
 from tests.system.client import Ctr
-from tests.system.taskclient import Rig
+from tests.system.taskclient import Rig, no_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,3 +60,25 @@ def rig(host: Host) -> Iterator[Rig]:
     """A containerd of ours: what the tests' own ttrpc calls are made with."""
     with Rig(host) as made:
         yield made
+
+
+@pytest.fixture
+def nobody_notices(rig: Rig) -> Iterator[None]:
+    """A container that runs meanwhile goes on, its Wait stays open, the daemon stays the same and
+    is never surprised."""
+    bundle = rig.bundle("bystander", "sleep", "1000")
+    line = rig.connect()
+    line.call("Create", id="bystander", bundle=bundle.path)
+    end = line.begin("Wait", id="bystander")
+    line.call("Start", id="bystander")
+    before = line.call("State", id="bystander")
+    daemon = rig.daemon_pid()
+    with no_traceback(rig.host):
+        yield
+    assert rig.daemon_pid() == daemon
+    assert line.call("State", id="bystander") == before
+    assert before.status == task_types_pb2.RUNNING
+    assert not end.done()
+    line.call("Kill", id="bystander", signal=9)
+    assert end.result(10).exit_status == 137
+    line.call("Delete", id="bystander")

@@ -18,32 +18,19 @@ import json
 import os
 import select
 import shutil
-import socket
-import struct
 import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sdshim.core.errors import ShimError
-from sdshim.pb import control_pb2, events_pb2, ttrpc_events_pb2
+from sdshim.pb import control_pb2
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.ttrpc.client import Client
-from sdshim.ttrpc.frames import (
-    HEADER,
-    FrameType,
-    Request,
-    Response,
-    decode_request,
-    decode_response,
-    encode_frame,
-    encode_request,
-    encode_response,
-    parse_header,
-)
+from tests.system.eventserver import EventServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -78,19 +65,6 @@ MESSAGES: dict[str, tuple[type[Any], type[Any] | None]] = {
     "Stats": (pb.StatsRequest, pb.StatsResponse),
     "Connect": (pb.ConnectRequest, pb.ConnectResponse),
     "Shutdown": (pb.ShutdownRequest, None),
-}
-EVENT_TYPES = {
-    f"containerd.events.{name}": getattr(events_pb2, name)
-    for name in (
-        "TaskCreate",
-        "TaskStart",
-        "TaskExecAdded",
-        "TaskExecStarted",
-        "TaskPaused",
-        "TaskResumed",
-        "TaskExit",
-        "TaskDelete",
-    )
 }
 
 
@@ -162,77 +136,6 @@ class Bundle:
         for fd in self.ends.values():
             os.close(fd)
         self.ends.clear()
-
-
-class Event(NamedTuple):
-    """One event as the containerd at the Events address got it."""
-
-    namespace: str
-    topic: str
-    body: Any
-
-
-class EventServer:
-    """containerd's Events service, as much as a shim sees of it; lives in the loop of a Rig."""
-
-    def __init__(self, path: str) -> None:
-        self.seen: list[Event] = []
-        self._news = threading.Condition()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.bind(path)
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_unix_server(self._serve, sock=self._sock)
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for writer in list(self._writers):
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        try:
-            while True:
-                header = parse_header(await reader.readexactly(HEADER))
-                request = decode_request(await reader.readexactly(header.length))
-                self._take(request)
-                writer.write(
-                    encode_frame(header.stream, FrameType.RESPONSE, encode_response(Response()))
-                )
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        finally:
-            self._writers.discard(writer)
-            writer.close()
-
-    def _take(self, request: Request) -> None:
-        envelope = ttrpc_events_pb2.ForwardRequest.FromString(request.payload).envelope
-        body = EVENT_TYPES[envelope.event.type_url].FromString(envelope.event.value)
-        with self._news:
-            self.seen.append(Event(envelope.namespace, envelope.topic, body))
-            self._news.notify_all()
-
-    def of(self, task: str) -> list[str]:
-        """Topics of one task so far, without `/tasks/`."""
-        seen = [event for event in self.seen if event.body.container_id == task]
-        return [event.topic.removeprefix("/tasks/") for event in seen]
-
-    def until(self, task: str, topic: str, timeout: float = 10) -> Event:
-        """Wait for an event of a task, and return it."""
-        with self._news:
-            arrived = self._news.wait_for(lambda: topic in self.of(task), timeout)
-        assert arrived, f"no {topic} of {task} within {timeout} s; came: {self.of(task)}"
-        return next(
-            event
-            for event in self.seen
-            if event.body.container_id == task and event.topic == f"/tasks/{topic}"
-        )
 
 
 class Connection:
@@ -455,53 +358,6 @@ class Rig:
         unit = f"sdshim-{namespace.replace('-', ':')}-{id_}.service"
         listed = self.host.run(["systemctl", "list-units", "--all", "--plain", "--no-legend", unit])
         return bool(listed.stdout.strip())
-
-
-class RawSocket:
-    """A socket to a namespace, for what no client of ours would send."""
-
-    def __init__(self, host: Host, namespace: str = "default") -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(10)
-        self.sock.connect(str(host.path(f"/run/sdshim/s/{namespace}")))
-
-    def __enter__(self) -> RawSocket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def request(
-        self, stream: int, method: str, payload: bytes = b"", *, service: str = V2, nano: int = 0
-    ) -> None:
-        """Send one request frame."""
-        data = encode_request(Request(service, method, payload, nano))
-        self.sock.sendall(encode_frame(stream, FrameType.REQUEST, data))
-
-    def header(self, length: int, stream: int, kind: int = FrameType.REQUEST) -> None:
-        """Send a frame's first ten bytes only."""
-        self.sock.sendall(struct.pack(">IIBB", length, stream, kind, 0))
-
-    def response(self) -> tuple[int, Response]:
-        """The next response: stream and contents."""
-        header = parse_header(self._exactly(HEADER))
-        assert header.type == FrameType.RESPONSE
-        return header.stream, decode_response(self._exactly(header.length))
-
-    def ended(self) -> bool:
-        """Whether the other side has closed; fails when bytes come instead."""
-        try:
-            return self.sock.recv(1) == b""
-        except ConnectionResetError:
-            return True
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = self.sock.recv(size - len(data))
-            assert part, f"the connection ended after {len(data)} of {size} bytes"
-            data += part
-        return data
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ import pytest
 
 from sdshim.pb import task_types_pb2
 from sdshim.pb import task_v2_pb2 as pb
-from tests.system.taskclient import MESSAGES, V2, V3, ZERO_SECONDS, RawSocket, Rig, spec_of
+from tests.system.rawsocket import RawSocket
+from tests.system.taskclient import MESSAGES, V2, V3, ZERO_SECONDS, Rig, spec_of
 
 if TYPE_CHECKING:
     from tests.host import Host
