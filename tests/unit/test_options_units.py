@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 from sdshim.core import unitproperties
 from sdshim.core.errors import InvalidArgument
 from sdshim.core.model import Identity, RuntimeOptions, Stdio
-from sdshim.core.names import TaskKey
 from sdshim.core.options import RUNC_KEYS
 from sdshim.core.unitspec import HostFacts, InitUnit, init_properties
 from sdshim.daemon import options
 from sdshim.pb import options_pb2
 from tests.unit.options_kit import decode, packed, toml
 
-KEY = TaskKey("default", "box")
 INFINITY = 2**64 - 1
 
 
