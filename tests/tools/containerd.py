@@ -1,33 +1,40 @@
-"""A small client of containerd's own API: containers, snapshots and tasks over gRPC.
+"""A small client of containerd's own API: containers, snapshots, tasks, events over gRPC.
 
     with Containerd(str(host.path("/run/containerd/containerd.sock"))) as client:
         client.create_container("c1", RUNTIME, spec, client.parent_of("template"))
-        client.call(TASKS, "Create", container_id="c1", rootfs=mounts)
+        with client.events() as events:
+            client.call(TASKS, "Create", container_id="c1", rootfs=mounts)
+            events.until("c1", "create")
 
-A `ctr` process costs tens of ms, this a fraction of one. The messages are made at run time from the
-tables below (the fields we use, with containerd's numbers); names of types do not travel in gRPC.
+A `ctr` process costs tens of ms, this a fraction of one. The tables (grpcclient.py) have the fields
+we use, with containerd's numbers.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Self
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
+from google.protobuf import any_pb2
+
+from sdshim.pb import events_pb2
+from tests.tools.events import Mailbox
+from tests.tools.grpcclient import GrpcClient, messages
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Iterator
 
-PACKAGE = "sdshim.tests.containerd"
 CONTAINERS = "containerd.services.containers.v1.Containers"
 SNAPSHOTS = "containerd.services.snapshots.v1.Snapshots"
 TASKS = "containerd.services.tasks.v1.Tasks"
+EVENTS = "containerd.services.events.v1.Events"
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 SNAPSHOTTER = "overlayfs"
 
-# Message: fields as "number name type", `*` for repeated. Types with a capital are messages. A map
-# is on the wire what a repeated message of key and value is.
 MESSAGES = {
     "Empty": "",
     "Mount": "1 type str, 2 source str, 3 target str, 4 options *str",
@@ -41,8 +48,9 @@ MESSAGES = {
     "Mounts": "1 mounts *Mount",
     "SnapshotInfo": "1 name str, 2 parent str",
     "SnapshotStat": "1 info SnapshotInfo",
+    "Descriptor": "1 media_type str, 2 digest str, 3 size i64",
     "CreateTask": "1 container_id str, 3 rootfs *Mount, 4 stdin str, 5 stdout str, 6 stderr str, "
-    "7 terminal bool, 9 options Any",
+    "7 terminal bool, 8 checkpoint Descriptor, 9 options Any",
     "Created": "1 container_id str, 2 pid u32",
     "Process": "1 container_id str, 2 exec_id str",
     "Started": "1 pid u32",
@@ -50,10 +58,25 @@ MESSAGES = {
     "Deleted": "1 id str, 2 pid u32, 3 exit_status u32, 4 exited_at Timestamp",
     "Kill": "1 container_id str, 2 exec_id str, 3 signal u32, 4 all bool",
     "Exited": "1 exit_status u32, 2 exited_at Timestamp",
-    "State": "1 container_id str, 2 id str, 3 pid u32, 4 status u32, 9 exit_status u32",
+    "State": "1 container_id str, 2 id str, 3 pid u32, 4 status u32, 5 stdin str, 6 stdout str, "
+    "7 stderr str, 8 terminal bool, 9 exit_status u32, 10 exited_at Timestamp",
     "Got": "1 process State",
+    "Filter": "1 filter str",
+    "States": "1 tasks *State",
     "Exec": "1 container_id str, 2 stdin str, 3 stdout str, 4 stderr str, 5 terminal bool, "
     "6 spec Any, 7 exec_id str",
+    "Resize": "1 container_id str, 2 exec_id str, 3 width u32, 4 height u32",
+    "CloseIO": "1 container_id str, 2 exec_id str, 3 stdin bool",
+    "ProcessInfo": "1 pid u32, 2 info Any",
+    "Pids": "1 processes *ProcessInfo",
+    "Checkpoint": "1 container_id str, 2 parent_checkpoint str, 3 options Any",
+    "Checkpointed": "1 descriptors *Descriptor",
+    "Update": "1 container_id str, 2 resources Any",
+    "Filters": "1 filters *str",
+    "Metric": "1 timestamp Timestamp, 2 id str, 3 data Any",
+    "Metrics": "1 metrics *Metric",
+    "Publish": "1 topic str, 2 event Any",
+    "Envelope": "1 timestamp Timestamp, 2 namespace str, 3 topic str, 4 event Any",
 }
 
 METHODS = {
@@ -73,79 +96,67 @@ METHODS = {
         "Delete": ("Task", "Deleted"),
         "DeleteProcess": ("Process", "Deleted"),
         "Get": ("Process", "Got"),
+        "List": ("Filter", "States"),
         "Kill": ("Kill", "Empty"),
         "Exec": ("Exec", "Empty"),
+        "ResizePty": ("Resize", "Empty"),
+        "CloseIO": ("CloseIO", "Empty"),
+        "Pause": ("Task", "Empty"),
+        "Resume": ("Task", "Empty"),
+        "ListPids": ("Task", "Pids"),
+        "Checkpoint": ("Checkpoint", "Checkpointed"),
+        "Update": ("Update", "Empty"),
+        "Metrics": ("Filters", "Metrics"),
         "Wait": ("Process", "Exited"),
+    },
+    EVENTS: {
+        "Publish": ("Publish", "Empty"),
+        "Subscribe": ("Filters", "Envelope"),
     },
 }
 
 
-def _classes() -> dict[str, Any]:
-    """A message class for each entry of MESSAGES."""
-    kinds = descriptor_pb2.FieldDescriptorProto
-    plain = {"str": kinds.TYPE_STRING, "bool": kinds.TYPE_BOOL, "u32": kinds.TYPE_UINT32}
-    foreign = {"Any": ".google.protobuf.Any", "Timestamp": ".google.protobuf.Timestamp"}
-    file = descriptor_pb2.FileDescriptorProto(
-        name="sdshim-tests-containerd.proto", package=PACKAGE, syntax="proto3"
-    )
-    file.dependency.extend([any_pb2.DESCRIPTOR.name, timestamp_pb2.DESCRIPTOR.name])
-    for name, table in MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for field in filter(None, table.split(", ")):
-            number, label, kind = field.split()
-            made = message.field.add(name=label, number=int(number))
-            made.label = kinds.LABEL_REPEATED if kind[0] == "*" else kinds.LABEL_OPTIONAL
-            kind = kind.lstrip("*")
-            made.type = plain.get(kind, kinds.TYPE_MESSAGE)
-            if kind not in plain:
-                made.type_name = foreign.get(kind, f".{PACKAGE}.{kind}")
-    pool = descriptor_pool.Default()
-    pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
-        for name in MESSAGES
-    }
+_TYPES = messages("sdshim.tests.containerd", MESSAGES)
 
 
-class Containerd:
-    """A connection to one containerd, in one of its namespaces. Safe to use from many threads."""
+class Containerd(GrpcClient):
+    """A connection to one containerd, in one of its namespaces."""
 
     def __init__(self, socket: str, namespace: str = "default") -> None:
-        self._metadata = (("containerd-namespace", namespace),)
-        self._channel = grpc.insecure_channel(
-            f"unix://{socket}",
-            # a local socket: nothing may be sent to a proxy, and the authority is not the path
-            options=[("grpc.enable_http_proxy", 0), ("grpc.default_authority", "localhost")],
+        super().__init__(socket, _TYPES, METHODS, (("containerd-namespace", namespace),))
+
+    @contextmanager
+    def events(self) -> Iterator[Mailbox]:
+        """Everybody's task events from before the block's first statement."""
+        box = Mailbox()
+        call = self.stream(EVENTS, "Subscribe", filters=['topic~="^/(tasks|tests)/"'])
+
+        def read() -> None:
+            with suppress(grpc.RpcError):  # the end: cancelled
+                for envelope in call:
+                    box.take(envelope)
+
+        reader = threading.Thread(target=read, name="events")
+        reader.start()
+        try:
+            self._subscribed(box)
+            yield box
+        finally:
+            call.cancel()
+            reader.join()
+
+    def _subscribed(self, box: Mailbox) -> None:
+        """containerd does not say when it has subscribed: an event of our own is the sign."""
+        probe = {"container_id": f"probe-{time.monotonic_ns()}"}
+        event = any_pb2.Any(
+            type_url="containerd.events.TaskPaused",
+            value=events_pb2.TaskPaused(**probe).SerializeToString(),
         )
-        self._stubs = {
-            (service, method): self._channel.unary_unary(
-                f"/{service}/{method}",
-                request_serializer=_TYPES[asked].SerializeToString,
-                response_deserializer=_TYPES[answered].FromString,
-            )
-            for service, methods in METHODS.items()
-            for method, (asked, answered) in methods.items()
-        }
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
-    ) -> None:
-        self._channel.close()
-
-    def call(self, service: str, method: str, *, timeout: float = 60, **fields: Any) -> Any:
-        """One call to its end. Raises grpc.RpcError."""
-        request = _TYPES[METHODS[service][method][0]](**fields)
-        stub = self._stubs[service, method]
-        return stub(request, timeout=timeout, metadata=self._metadata)
-
-    def begin(self, service: str, method: str, *, timeout: float = 60, **fields: Any) -> Any:
-        """One call under way: a grpc future."""
-        request = _TYPES[METHODS[service][method][0]](**fields)
-        stub = self._stubs[service, method]
-        return stub.future(request, timeout=timeout, metadata=self._metadata)
+        for _ in range(100):
+            self.call(EVENTS, "Publish", topic="/tests/probe", event=event)
+            if box.has(probe["container_id"], timeout=0.1):
+                return
+        raise AssertionError("containerd sends no events")
 
     def spec_of(self, container: str) -> dict[str, Any]:
         """The OCI spec of a container, e.g. one made by `ctr container create` as a template."""
@@ -185,6 +196,3 @@ class Containerd:
         """The container and its snapshot; its task must be gone."""
         self.call(CONTAINERS, "Delete", id=name)
         self.call(SNAPSHOTS, "Remove", snapshotter=SNAPSHOTTER, key=name)
-
-
-_TYPES = _classes()
