@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-KINDS = ("roots", "deps", "install", "state", "images")
+KINDS = ("roots", "deps", "install", "state", "images", "emulated")
 
 
 def folder() -> Path:

@@ -56,10 +56,7 @@ def _source_key(source: Path) -> str:
 def layers(root: roots.Root, path: Path, source: Path | None = None) -> tuple[Path, Path]:
     """The (deps, install) entries for a root; made now if their keys are new."""
     tree = source or source_tree()
-    listed = subprocess.run(
-        ["sh", str(_installer(tree)), "--list-deps"], capture_output=True, text=True, check=True
-    )
-    built_for = cache.key([roots.cache_name(root), roots.python(path), listed.stdout])
+    built_for = deps_key(root, path, tree)
     deps = cache.ensure("deps", f"{root.name}-{built_for}", partial(_make_deps, root, path, tree))
     name = f"{root.name}-{cache.key([built_for, _source_key(tree)])}"
     fresh = not cache.entry("install", name).exists()
@@ -67,6 +64,14 @@ def layers(root: roots.Root, path: Path, source: Path | None = None) -> tuple[Pa
     if fresh:
         cache.drop_stale("install", root.name)
     return deps, made
+
+
+def deps_key(root: roots.Root, path: Path, source: Path) -> str:
+    """What the dependencies of a root at `path` depend on."""
+    listed = subprocess.run(
+        ["sh", str(_installer(source)), "--list-deps"], capture_output=True, text=True, check=True
+    )
+    return cache.key([roots.cache_name(root), roots.python(path), listed.stdout])
 
 
 def _make_deps(root: roots.Root, path: Path, source: Path, out: Path) -> None:
