@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.host import keeper
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,12 +41,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a host's cgroup flavour does not have: `@pytest.mark.cgroup("v1")`."""
+    """Leave out what a host does not have: its cgroup flavour (`@pytest.mark.cgroup("v1")`), or
+    the controllers (`@pytest.mark.controllers`)."""
     for item in list(items):
         flavour = item.get_closest_marker("cgroup")
         callspec = getattr(item, "callspec", None)
-        host = callspec.params.get("host", "") if callspec else ""
-        if flavour and not str(host).endswith(flavour.args[0]):
+        host = str(callspec.params.get("host", "")) if callspec else ""
+        wrong = flavour and not host.endswith(flavour.args[0])
+        bare = item.get_closest_marker("controllers") and not keeper.has_controllers(host[-2:])
+        if wrong or bare:
             items.remove(item)
             config.hook.pytest_deselected(items=[item])
 

@@ -65,13 +65,15 @@ def _run(command: list[str], **options: object) -> None:
 
 
 def _build(base: Path, deps: Path, init: str, out: Path) -> None:
-    with step("Building the emulated machine (once, some minutes)") as running:
-        with tempfile.TemporaryDirectory(prefix="sdshim-emulated-") as scratch:
-            running.tell("kernel")
-            modules = _kernel(Path(scratch, "kernel"), out)
-            _initramfs(Path(scratch, "initramfs"), modules, out)
-            running.tell("disk")
-            _disk(Path(scratch, "disk"), base, deps, init, modules, out)
+    with (
+        step("Building the emulated machine (once, some minutes)") as running,
+        tempfile.TemporaryDirectory(prefix="sdshim-emulated-") as scratch,
+    ):
+        running.tell("kernel")
+        modules = _kernel(Path(scratch, "kernel"), out)
+        _initramfs(Path(scratch, "initramfs"), modules, out)
+        running.tell("disk")
+        _disk(Path(scratch, "disk"), base, deps, init, modules, out)
 
 
 def _kernel(scratch: Path, out: Path) -> Path:

@@ -293,6 +293,11 @@ class Host:
         return self._trees[0]
 
     @cached_property
+    def controllers(self) -> bool:
+        """Whether memory, cpu and pids can be limited: on v1, and where cgroup2 has them."""
+        return keeper.has_controllers(self.cgroup)
+
+    @cached_property
     def systemd_version(self) -> int:
         return self._version(["systemctl", "--version"])[0]
 

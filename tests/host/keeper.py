@@ -194,6 +194,16 @@ def chosen(flavour: str) -> list[Hierarchy]:
     return every
 
 
+def has_controllers(flavour: str) -> bool:
+    """Whether memory, cpu and pids are there for hosts of this flavour: a machine that binds them
+    to v1 has none for its cgroup2."""
+    if flavour == "v1":
+        return True
+    root = next((h.mount for h in hierarchies() if h.controllers == ""), None)
+    names = (root / "cgroup.subtree_control").read_text().split() if root else []
+    return {"memory", "cpu", "pids"} <= set(names)
+
+
 def make_cgroups(places: list[Hierarchy], name: str) -> None:
     for place in places:
         (place.mount / name).mkdir()

@@ -11,11 +11,11 @@ import pytest
 
 from sdshim.pb import metrics_v1_pb2, metrics_v2_pb2
 from tests.system.client import RUNTIME, Ctr
+from tests.system.limits import MIB, folder
 from tests.system.taskclient import V2, V3, Rig, eventually, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.host import Host
 
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.system
 NOT_FOUND = 5
 NO_TASK = (NOT_FOUND, "container not created: not found")
 STOCK = "io.containerd.runc.v2"
-MIB = 1 << 20
 SIGKILL = 9
 WORK = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; "
 """Some tens of milliseconds of CPU."""
@@ -48,11 +47,9 @@ def _cpu(metrics: Any, host: Host) -> int:
     return int(metrics.cpu.usage.total if host.cgroup == "v1" else metrics.cpu.usage_usec * 1000)
 
 
-def _folder(host: Host, id_: str, controller: str = "") -> Path:
-    """A container's cgroup."""
-    slices = "sdshim.slice/sdshim-default.slice"
-    root = f"/sys/fs/cgroup/{controller}" if host.cgroup == "v1" else "/sys/fs/cgroup"
-    return host.path(f"{root}/{slices}/sdshim-default-{id_}.service/container")
+def _oom_kills(metrics: Any, host: Host) -> int:
+    part = metrics.memory_oom_control if host.cgroup == "v1" else metrics.memory_events
+    return int(part.oom_kill)
 
 
 def _worked(rig: Rig, id_: str, spec: Any = None) -> None:
@@ -85,7 +82,7 @@ def _lingering(host: Host, id_: str) -> Iterator[None]:
 def _end(rig: Rig, host: Host, id_: str) -> int:
     """Wait for a task's exit and until systemd has removed its cgroup; the status."""
     status = rig.call("Wait", id=id_).exit_status
-    gone = _folder(host, id_, "memory")
+    gone = folder(host, id_, "memory")
     eventually(lambda: not gone.exists(), f"{gone} is removed")
     return int(status)
 
@@ -110,24 +107,53 @@ def test_unknown_and_deleted_tasks_are_not_found(rig: Rig) -> None:
     assert rig.refused("Stats", id="gone") == NO_TASK
 
 
-@pytest.mark.cgroup("v2")  # cgroup v2 only
+@pytest.mark.cgroup("v2")
 def test_v2_numbers_are_those_in_the_cgroups_files(rig: Rig, host: Host) -> None:
     _worked(rig, "plain")
     metrics = _stats(rig, host, "plain")
-    lines = (_folder(host, "plain") / "cpu.stat").read_text().splitlines()
+    lines = (folder(host, "plain") / "cpu.stat").read_text().splitlines()
     stat = dict(line.split() for line in lines)
     assert metrics.cpu.usage_usec <= int(stat["usage_usec"]) < metrics.cpu.usage_usec + 10_000
     assert metrics.cpu.user_usec > 0
-    assert metrics.cpu.HasField("psi") == (_folder(host, "plain") / "cpu.pressure").exists()
+    assert metrics.cpu.HasField("psi") == (folder(host, "plain") / "cpu.pressure").exists()
 
 
-@pytest.mark.cgroup("v1")  # the machines these tests run on bind their controllers to cgroup v1
+@pytest.mark.cgroup("v2")
+@pytest.mark.controllers
+def test_v2_numbers_of_the_controllers_are_those_in_the_files(rig: Rig, host: Host) -> None:
+    _worked(rig, "bound", _limited())
+    metrics = _stats(rig, host, "bound")
+    box = folder(host, "bound")
+
+    def table(name: str) -> dict[str, int]:
+        lines = (line.split() for line in (box / name).read_text().splitlines())
+        return {word: int(number) for word, number in lines}
+
+    assert (metrics.pids.current, metrics.pids.limit) == (1, 50)
+    assert metrics.memory.usage_limit == int((box / "memory.max").read_text()) == 64 * MIB
+    assert 0 < metrics.memory.usage < 64 * MIB
+    assert metrics.memory.swap_limit == 2**64 - 1
+    memory = table("memory.stat")
+    for field in ("anon", "file", "kernel_stack", "slab", "pgfault", "unevictable"):
+        shown = getattr(metrics.memory, field)
+        assert abs(shown - memory[field]) <= max(memory[field] // 4, 64 << 10), field
+    assert metrics.memory.pgfault > 0
+    events = table("memory.events")
+    for field in ("low", "high", "max", "oom", "oom_kill"):
+        assert getattr(metrics.memory_events, field) == events[field], field
+    cpu = table("cpu.stat")
+    assert metrics.cpu.nr_periods == cpu["nr_periods"]
+    assert metrics.memory.HasField("psi") == (box / "memory.pressure").exists()
+    assert metrics.io.HasField("psi") == (box / "io.pressure").exists()
+
+
+@pytest.mark.cgroup("v1")
 def test_v1_numbers_are_those_in_the_cgroups_files(rig: Rig, host: Host) -> None:
     _worked(rig, "bound", _limited())
     metrics = _stats(rig, host, "bound")
 
     def file(controller: str, name: str) -> int:
-        return int((_folder(host, "bound", controller) / name).read_text())
+        return int((folder(host, "bound", controller) / name).read_text())
 
     assert metrics.memory.usage.limit == file("memory", "memory.limit_in_bytes") == 64 * MIB
     assert metrics.memory.hierarchical_memory_limit == 64 * MIB
@@ -142,7 +168,7 @@ def test_v1_numbers_are_those_in_the_cgroups_files(rig: Rig, host: Host) -> None
 
 
 def test_ctr_task_metrics_shows_what_stock_shows(host: Host, ctr: Ctr) -> None:
-    limits = ["--memory-limit", str(64 * MIB)] if host.cgroup == "v1" else []
+    limits = ["--memory-limit", str(64 * MIB)] if host.controllers else []
     shown = {}
     for runtime in (RUNTIME, STOCK):
         client = Ctr(host, runtime=runtime)
@@ -202,19 +228,23 @@ def test_the_last_counters_outlive_the_daemon(rig: Rig, host: Host) -> None:
     assert rig.daemon_pid() != daemon
 
 
-@pytest.mark.cgroup("v1")  # the machines these tests run on bind their controllers to cgroup v1
+@pytest.mark.controllers
 def test_a_container_killed_for_want_of_memory_says_so_after_its_exit(rig: Rig, host: Host) -> None:
     spec = _limited("tail", "/dev/zero", memory=16 * MIB)
     with _lingering(host, "hungry"):
         rig.running("hungry", spec=spec)
         assert _end(rig, host, "hungry") == 128 + SIGKILL
     last = _stats(rig, host, "hungry")
-    assert last.memory_oom_control.oom_kill > 0
-    assert last.memory.usage.failcnt > 0
-    assert 15 * MIB < last.memory.usage.max <= last.memory.usage.limit == 16 * MIB
+    assert _oom_kills(last, host) > 0
+    if host.cgroup == "v1":
+        assert last.memory.usage.failcnt > 0
+        assert 15 * MIB < last.memory.usage.max <= last.memory.usage.limit == 16 * MIB
+    else:
+        # `max` and `oom` count where the limit was met first: here or in the unit's cgroup.
+        assert last.memory.usage_limit == 16 * MIB
 
 
-@pytest.mark.cgroup("v1")  # the machines these tests run on bind their controllers to cgroup v1
+@pytest.mark.controllers
 def test_want_of_memory_is_known_when_the_daemon_was_not_there(rig: Rig, host: Host) -> None:
     bundle = rig.bundle("blind", "true")
     bundle.write_spec(_limited("sh", "-c", "read x; exec tail /dev/zero", memory=16 * MIB))
@@ -223,9 +253,9 @@ def test_want_of_memory_is_known_when_the_daemon_was_not_there(rig: Rig, host: H
     host.run(["systemctl", "kill", "--signal=STOP", "sdshim.service"])
     try:
         (bundle.outside / "stdin").write_text("go\n")
-        gone = _folder(host, "blind", "memory")
+        gone = folder(host, "blind", "memory")
         eventually(lambda: not gone.exists(), f"{gone} is removed")
     finally:
         host.run(["systemctl", "kill", "--signal=CONT", "sdshim.service"])
     assert rig.call("Wait", id="blind").exit_status == 128 + SIGKILL
-    assert _stats(rig, host, "blind").memory_oom_control.oom_kill > 0
+    assert _oom_kills(_stats(rig, host, "blind"), host) > 0
