@@ -56,6 +56,9 @@ def _source_key(source: Path) -> str:
 def layers(root: roots.Root, path: Path, source: Path | None = None) -> tuple[Path, Path]:
     """The (deps, install) entries for a root; made now if their keys are new."""
     tree = source or source_tree()
+    if root.newer:
+        root = roots.base(root)
+        path = roots.ensure(root)
     built_for = deps_key(root, path, tree)
     deps = cache.ensure("deps", f"{root.name}-{built_for}", partial(_make_deps, root, path, tree))
     name = f"{root.name}-{cache.key([built_for, _source_key(tree)])}"

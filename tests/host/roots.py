@@ -31,13 +31,17 @@ class Root:
     name: str
     suite: str
     cgroups: tuple[str, ...]
+    newer: str = ""
+    """The suite that `NEWER` comes from, on top of the root called `suite`."""
 
 
 ROOTS = (
     Root("self", "", ("v2", "v1")),
     Root("trixie", "trixie", ("v2", "v1")),
     Root("forky", "forky", ("v2",)),  # its systemd has no v1 any more
+    Root("mixed", "trixie", ("v2", "v1"), newer="forky"),  # so that containerd 2 meets v1
 )
+NEWER = ("containerd", "runc")
 
 
 def by_name(name: str) -> Root:
@@ -47,8 +51,14 @@ def by_name(name: str) -> Root:
     raise ValueError(f"no root is called {name!r}; there are " + ", ".join(r.name for r in ROOTS))
 
 
+def base(root: Root) -> Root:
+    """The root that this one was made from; all but `NEWER` is the same, Python too."""
+    return by_name(root.suite) if root.newer else root
+
+
 def cache_name(root: Root) -> str:
-    return f"{root.name}-{cache.key([RECIPE, root.suite, *sorted(GUEST)])}"
+    on_top = [root.newer, *NEWER] if root.newer else []
+    return f"{root.name}-{cache.key([RECIPE, root.suite, *sorted(GUEST), *on_top])}"
 
 
 def ensure(root: Root) -> Path:
@@ -92,16 +102,25 @@ def _script(suite: str) -> Path:
 # debootstrap does.
 _BUILD = """\
 set -eu
-suite=$1 target=$2 script=$3
-shift 3
-debootstrap --variant=minbase "$suite" "$target" "" "$script" || {
-    tail -n 5 "$target/debootstrap/debootstrap.log"
-    exit 1
-}
+suite=$1 target=$2 script=$3 base=$4 newer=$5
+shift 5
+if [ "$base" ]; then
+    cp -a "$base" "$target"
+    sed "s/ $suite / $newer /" "$target/etc/apt/sources.list" \
+        >"$target/etc/apt/sources.list.d/$newer.list"
+else
+    debootstrap --variant=minbase "$suite" "$target" "" "$script" || {
+        tail -n 5 "$target/debootstrap/debootstrap.log"
+        exit 1
+    }
+fi
 mount -t proc proc "$target/proc"
 printf '#!/bin/sh\\nexit 101\\n' >"$target/usr/sbin/policy-rc.d"
 chmod 755 "$target/usr/sbin/policy-rc.d"
-apt() { chroot "$target" apt-get --quiet -o Acquire::Check-Valid-Until=false "$@"; }
+apt() {
+    chroot "$target" apt-get --quiet -o Acquire::Check-Valid-Until=false \
+        -o APT::Default-Release="$suite" "$@"
+}
 apt update
 apt --yes --no-install-recommends \
     -o Dpkg::Options::=--force-unsafe-io -o Dpkg::Options::=--path-exclude=/usr/share/man/* \
@@ -117,8 +136,10 @@ umount "$target/proc"
 def _bootstrap(root: Root, folder: Path) -> None:
     if shutil.which("debootstrap") is None:
         raise CannotBoot("debootstrap is missing; run with --install-packages")
+    below = str(ensure(base(root))) if root.newer else ""
+    packages = [f"{name}/{root.newer}" for name in NEWER] if root.newer else GUEST
     command = ["sh", "-c", _BUILD, "sh", root.suite, str(folder / "root")]
-    command += [str(_script(root.suite)), *GUEST]
+    command += [str(_script(root.suite)), below, root.newer, *packages]
     with step(f"Building root {root.name} (once, a minute or two)") as running:
         tail: deque[str] = deque(maxlen=15)
         with _isolated(command) as process:
