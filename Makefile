@@ -36,7 +36,7 @@ lint: deps ## ruff and mypy
 unit: deps ## unit tests: pure, seconds, no root
 	$(PYTEST) tests/unit
 
-system: deps ## system and fault tests (HOSTS=self/v2,self/v1,trixie/v2,trixie/v1,forky/v2)
+system: deps ## system and fault tests (HOSTS=self/v2,self/v1,trixie/v2,trixie/v1,forky/v2,mixed/v1)
 	$(PYTEST) tests/system tests/fault --hosts $(HOSTS)
 
 test: lint ## lint, unit tests, system tests on this machine's own root

@@ -12,7 +12,7 @@ from tests.host import keeper
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HOSTS = ("self/v2", "self/v1", "trixie/v2", "trixie/v1", "forky/v2")
+HOSTS = ("self/v2", "self/v1", "trixie/v2", "trixie/v1", "forky/v2", "mixed/v2", "mixed/v1")
 NO_HOST = "without a host"
 MINUTES = pytest.StashKey[dict[str, float]]()
 
@@ -21,8 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("sdshim").addoption(
         "--hosts",
         default="self/v2",
-        metavar="ROOT/CGROUP,…",
-        help=f"hosts for the system and fault tests (default self/v2; all: {','.join(HOSTS)})",
+        metavar="ROOT/CGROUP[=MARK],…",
+        help="hosts for the system and fault tests (default self/v2), with =MARK only for those of "
+        f"that mark; there are {', '.join(HOSTS)}",
     )
 
 
@@ -30,28 +31,44 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[MINUTES] = {}
 
 
+def _hosts(config: pytest.Config) -> dict[str, str]:
+    """The hosts asked for, each with the mark that its tests must have (or nothing)."""
+    found = {}
+    for word in config.getoption("--hosts").split(","):
+        name, _, mark = word.partition("=")
+        if name not in HOSTS:
+            raise pytest.UsageError(f"--hosts: {name!r} is not one of {', '.join(HOSTS)}")
+        found[name] = mark
+    return found
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for the host runs once on each."""
     if "host" in metafunc.fixturenames and metafunc.definition.get_closest_marker("system"):
-        names = metafunc.config.getoption("--hosts").split(",")
-        for name in names:
-            if name not in HOSTS:
-                raise pytest.UsageError(f"--hosts: {name!r} is not one of {', '.join(HOSTS)}")
+        names = list(_hosts(metafunc.config))
         metafunc.parametrize("host", names, indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a host does not have: its cgroup flavour (`@pytest.mark.cgroup("v1")`), or
-    the controllers (`@pytest.mark.controllers`)."""
+    """Leave out what does not fit a host: see the marks `cgroup`, `controllers` and `roots`, and
+    `--hosts`."""
+    asked = _hosts(config)
     for item in list(items):
-        flavour = item.get_closest_marker("cgroup")
         callspec = getattr(item, "callspec", None)
         host = str(callspec.params.get("host", "")) if callspec else ""
-        wrong = flavour and not host.endswith(flavour.args[0])
-        bare = item.get_closest_marker("controllers") and not keeper.has_controllers(host[-2:])
-        if wrong or bare:
+        if not _fits(item, host, asked.get(host, "")):
             items.remove(item)
             config.hook.pytest_deselected(items=[item])
+
+
+def _fits(item: pytest.Item, host: str, mark: str) -> bool:
+    root, _, cgroup = host.partition("/")
+    flavour, roots = item.get_closest_marker("cgroup"), item.get_closest_marker("roots")
+    if (flavour and cgroup not in flavour.args) or (roots and root not in roots.args):
+        return False
+    if item.get_closest_marker("controllers") and not keeper.has_controllers(cgroup):
+        return False
+    return not mark or item.get_closest_marker(mark) is not None
 
 
 @pytest.hookimpl(wrapper=True)

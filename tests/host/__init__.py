@@ -14,6 +14,7 @@ By hand (root): `python -m tests.host --help`; a shell in a host, or one command
 Roots      self    the machine's own, below an overlay; cgroup v2 or v1 (hybrid)
            trixie  Debian 13, made with debootstrap once and cached; v2 or v1
            forky   Debian testing, the same; v2 only, its systemd has no v1
+           mixed   trixie with testing's containerd and runc; v2 or v1
 Content    systemd, D-Bus, the journal, containerd without the CRI, runc, crun, criu where Debian
            has it; sdshim as it is in the working tree, through packaging/install.sh; the images
            of images.py in the containerd namespace `default` (`import_images()` for others).

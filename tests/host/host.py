@@ -23,7 +23,7 @@ from . import cache, guest, images, install, keeper, leftovers, roots
 from .errors import CannotBoot, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
 
 BOOT_TIMEOUT = 60.0
@@ -48,7 +48,7 @@ class Host:
     root: "self", "trixie" or "forky"; cgroup: "v2" or "v1" (hybrid).
     env: the environment of sdshim's daemon.  install=False leaves sdshim out.
     source: the working tree to install from, if not the one this module lies in.
-    containerd_config: instead of guest.containerd_config(), e.g. to have the CRI.
+    containerd_config: containerd's version -> its config, e.g. to have the CRI.
     images=False leaves the images out, None imports them afresh.
     binds: path in the host -> directory outside.  init_env: for PID 1, e.g. SYSTEMD_LOG_LEVEL.
     """
@@ -62,7 +62,7 @@ class Host:
         install: bool = True,
         images: bool | None = True,
         source: Path | None = None,
-        containerd_config: str | None = None,
+        containerd_config: Callable[[tuple[int, ...]], str] = guest.containerd_config,
         binds: Mapping[str, str] | None = None,
         init_env: Mapping[str, str] | None = None,
     ) -> None:
@@ -147,7 +147,7 @@ class Host:
         version = roots.containerd_version(self.root, path)
         if self._images:
             seeds[STATE] = str(_containerd_state(self.root, version))
-        config = self._containerd_config or guest.containerd_config(version)
+        config = self._containerd_config(version)
         return keeper.Spec(
             lower=[str(path)],
             mountpoint=str(cache.mountpoint()),
