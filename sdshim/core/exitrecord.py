@@ -8,12 +8,14 @@ was cut while it wrote.
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
 
 CLD_EXITED, CLD_KILLED, CLD_DUMPED = 1, 2, 3
 """Values of ExecMainCode (waitid's si_code)."""
+OOM_KILL = "oom-kill"
+"""systemd's word for a unit's end by the kernel's OOM killer; the exit hook writes it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +78,11 @@ def from_systemd(code: int, status: int, time_ns: int) -> ExitStatus | None:
     if code in (CLD_KILLED, CLD_DUMPED):
         return ExitStatus(128 + status, time_ns)
     return None
+
+
+def blamed(exit: ExitStatus, kills: int) -> ExitStatus:
+    """The exit with `oom-kill` as its reason, if it was by SIGKILL and the kernel has killed in the
+    container for want of memory: nobody tells whom it has killed, CRI judges alike (protocol 10.2).
+    """
+    killed = exit.status == 128 + signal.SIGKILL
+    return replace(exit, reason=OOM_KILL) if killed and kills > 0 else exit

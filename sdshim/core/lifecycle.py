@@ -2,8 +2,9 @@
 
 Pure. Nobody else changes a phase. An exit that is observed while an operation is under way
 (`creating`, `starting`) is *held*: it takes effect when that operation has been decided, so that
-the start event always stands before the exit event. The move into `exited` happens once.
-`diagram()` prints docs/lifecycle.md's table.
+the start event always stands before the exit event; an OOM kill is held in the same way, and told
+before the exit that it may have caused. The move into `exited` happens once. `diagram()` prints
+docs/lifecycle.md's table.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Seen(StrEnum):
     PAUSED = "paused"
     PAUSE_FAILED = "pause failed"
     RESUMED = "resumed"
+    OOM = "OOM kill counted"
     EXITED = "exited"
     DELETED = "deleted"
 
@@ -55,6 +57,8 @@ class Effect(StrEnum):
     PUBLISH_START = "publish /tasks/start"
     PUBLISH_PAUSED = "publish /tasks/paused"
     PUBLISH_RESUMED = "publish /tasks/resumed"
+    PUBLISH_OOM = "publish /tasks/oom"
+    SHOW_OOM = "say so in the unit's status text"
     PUBLISH_EXIT = "publish /tasks/exit"
     PUBLISH_DELETE = "publish /tasks/delete"
     ANSWER_WAITS = "answer Wait"
@@ -68,7 +72,7 @@ class Move:
     next: Phase
     effects: tuple[Effect, ...] = ()
     hold: bool = False
-    """Keep the exit for later instead of acting on it."""
+    """Keep the exit or the OOM kill for later instead of acting on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,11 @@ class Life:
     pid: int = 0
     exit: ExitStatus | None = None
     """Set when the exit is known, also while it is held back."""
+    ooms: int = 0
+    """The kernel's count of OOM kills in the container as it was last seen; an exec's is that of
+    its start."""
+    oom_held: bool = False
+    """The count has grown while an operation was being decided."""
 
 
 class IllegalMove(Exception):
@@ -86,54 +95,81 @@ class IllegalMove(Exception):
 
 
 _EXIT = (Effect.PUBLISH_EXIT, Effect.ANSWER_WAITS)
+_OOM = (Effect.PUBLISH_OOM, Effect.SHOW_OOM)
 _P, _S = Phase, Seen
 
 TABLE: Mapping[tuple[Phase, Seen], Move] = MappingProxyType(
     {
         (_P.CREATING, _S.CREATED): Move(_P.CREATED, (Effect.PUBLISH_CREATE,)),
         (_P.CREATING, _S.CREATE_FAILED): Move(_P.DELETED, (Effect.ANSWER_WAITS, Effect.FORGET)),
+        (_P.CREATING, _S.OOM): Move(_P.CREATING, hold=True),
         (_P.CREATING, _S.EXITED): Move(_P.CREATING, hold=True),
         (_P.CREATED, _S.START_BEGUN): Move(_P.STARTING),
+        (_P.CREATED, _S.OOM): Move(_P.CREATED, _OOM),
         (_P.CREATED, _S.EXITED): Move(_P.EXITED, _EXIT),
         (_P.CREATED, _S.DELETED): Move(_P.DELETED, (Effect.ANSWER_WAITS, Effect.FORGET)),
         (_P.STARTING, _S.STARTED): Move(_P.RUNNING, (Effect.PUBLISH_START,)),
         (_P.STARTING, _S.START_FAILED): Move(_P.CREATED),
+        (_P.STARTING, _S.OOM): Move(_P.STARTING, hold=True),
         (_P.STARTING, _S.EXITED): Move(_P.STARTING, hold=True),
         (_P.RUNNING, _S.PAUSE_BEGUN): Move(_P.PAUSING),
+        (_P.RUNNING, _S.OOM): Move(_P.RUNNING, _OOM),
         (_P.RUNNING, _S.EXITED): Move(_P.EXITED, _EXIT),
         (_P.PAUSING, _S.PAUSED): Move(_P.PAUSED, (Effect.PUBLISH_PAUSED,)),
         (_P.PAUSING, _S.PAUSE_FAILED): Move(_P.RUNNING),
+        (_P.PAUSING, _S.OOM): Move(_P.PAUSING, _OOM),
         (_P.PAUSING, _S.EXITED): Move(_P.EXITED, _EXIT),
         (_P.PAUSED, _S.RESUMED): Move(_P.RUNNING, (Effect.PUBLISH_RESUMED,)),
+        (_P.PAUSED, _S.OOM): Move(_P.PAUSED, _OOM),
         (_P.PAUSED, _S.EXITED): Move(_P.EXITED, _EXIT),
+        (_P.EXITED, _S.OOM): Move(_P.EXITED),
         (_P.EXITED, _S.EXITED): Move(_P.EXITED),
         (_P.EXITED, _S.DELETED): Move(_P.DELETED, (Effect.PUBLISH_DELETE, Effect.FORGET)),
+        (_P.DELETED, _S.OOM): Move(_P.DELETED),
         (_P.DELETED, _S.EXITED): Move(_P.DELETED),
     }
 )
 
 _OPEN = (Phase.CREATING, Phase.STARTING)
-"""Phases in which an exit is held."""
+"""Phases in which an exit or an OOM kill is held."""
 
 
 def step(
-    life: Life, seen: Seen, *, pid: int = 0, exit: ExitStatus | None = None
+    life: Life,
+    seen: Seen,
+    *,
+    pid: int = 0,
+    exit: ExitStatus | None = None,
+    ooms: int | None = None,
 ) -> tuple[Life, tuple[Effect, ...]]:
     """The life after an observation, and what to do about it.
 
+    `ooms` is the count of OOM kills as it stands now: only its growth means anything. It can become
+    less, on cgroup v1, when a cgroup that the container had made itself is removed.
     Raises IllegalMove for a pair that is not in the table.
     """
     move = TABLE.get((life.phase, seen))
     if move is None:
         raise IllegalMove(f"{seen} seen while {life.phase}")
-    exit_known = life.exit or exit
-    after = replace(life, phase=move.next, pid=pid or life.pid, exit=exit_known)
+    after = replace(
+        life,
+        phase=move.next,
+        pid=pid or life.pid,
+        exit=life.exit or exit,
+        ooms=life.ooms if ooms is None else ooms,
+    )
+    if seen is Seen.OOM and after.ooms <= life.ooms:
+        return after, ()
     effects = move.effects
-    if exit_known and life.phase in _OPEN and move.next not in (*_OPEN, Phase.DELETED):
-        # The exit was held while this was being decided; it takes effect now, and only now.
-        held = TABLE[(move.next, Seen.EXITED)]
-        after = replace(after, phase=held.next)
-        effects = move.effects + held.effects
+    if move.hold:
+        return replace(after, oom_held=life.oom_held or seen is Seen.OOM), effects
+    if life.phase in _OPEN and move.next not in (*_OPEN, Phase.DELETED):
+        # What was held while this was being decided takes effect now, and only now.
+        if after.oom_held:
+            after, effects = replace(after, oom_held=False), effects + _OOM
+        if after.exit:
+            held = TABLE[(move.next, Seen.EXITED)]
+            after, effects = replace(after, phase=held.next), effects + held.effects
     return after, effects
 
 
@@ -141,6 +177,7 @@ def diagram() -> str:
     """The table as Markdown, for docs/lifecycle.md."""
     rows = ["| phase | seen | next | effects |", "|---|---|---|---|"]
     for (phase, seen), move in TABLE.items():
-        effects = ", ".join(move.effects) or ("exit held" if move.hold else "–")
+        held = "OOM kill held" if seen is Seen.OOM else "exit held"
+        effects = ", ".join(move.effects) or (held if move.hold else "–")
         rows.append(f"| {phase} | {seen} | {move.next} | {effects} |")
     return "\n".join(rows) + "\n"

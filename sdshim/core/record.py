@@ -50,6 +50,8 @@ def encode(record: Record) -> bytes:
         phase=record.life.phase.value,
         pid=record.life.pid,
         exit=asdict(record.life.exit) if record.life.exit else None,
+        ooms=record.life.ooms,
+        oom_held=record.life.oom_held,
         deleting=record.deleting,
         events=[{**asdict(e), "payload": _text(e.payload)} for e in record.events],
         replies=[
@@ -70,6 +72,7 @@ def decode(data: bytes) -> Record:
 
 def _decode(document: dict[str, Any]) -> Record:
     known = {"version", "identity", "phase", "pid", "exit", "deleting", "events", "replies"}
+    known |= {"ooms", "oom_held"}
     raw = _known(Identity, document["identity"])
     raw["runtime"] = RuntimeOptions(**_known(RuntimeOptions, raw["runtime"]))
     raw["stdio"] = Stdio(**_known(Stdio, raw["stdio"]))
@@ -84,6 +87,8 @@ def _decode(document: dict[str, Any]) -> Record:
             phase=Phase(document["phase"]),
             pid=int(document["pid"]),
             exit=ExitStatus(**_known(ExitStatus, exit_raw)) if exit_raw else None,
+            ooms=int(document.get("ooms", 0)),
+            oom_held=bool(document.get("oom_held")),
         ),
         deleting=bool(document["deleting"]),
         events=tuple(

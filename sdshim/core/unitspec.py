@@ -67,6 +67,8 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
     hook = [f"{host.launcher}/exit-hook", unit.state_dir, "-", oom]
     properties: list[Property] = [
         ("Type", "s", "forking"),
+        # Status text about OOM kills: the daemon says it in the main process's name, or the hook.
+        ("NotifyAccess", "s", "exec"),
         ("PIDFile", "s", f"{unit.state_dir}/init.pid"),
         ("Delegate", "b", True),
         *([_exec("ExecStartPre", host, *mounts, privileged=True)] if mounts else []),

@@ -80,6 +80,11 @@ def resumed(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
     return _event(seq, "/tasks/resumed", pb.TaskResumed(container_id=me.id), me, now_ns)
 
 
+def oom(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
+    """/tasks/oom: the kernel has killed in the container for want of memory."""
+    return _event(seq, "/tasks/oom", pb.TaskOOM(container_id=me.id), me, now_ns, me.traceparent)
+
+
 def exec_added(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
     """/tasks/exec-added."""
     message = pb.TaskExecAdded(container_id=me.id, exec_id=me.exec_id)
@@ -98,6 +103,7 @@ INIT: Mapping[Effect, Make] = MappingProxyType(
         Effect.PUBLISH_START: started,
         Effect.PUBLISH_PAUSED: paused,
         Effect.PUBLISH_RESUMED: resumed,
+        Effect.PUBLISH_OOM: oom,
         Effect.PUBLISH_EXIT: exited,
         Effect.PUBLISH_DELETE: deleted,
     }

@@ -106,7 +106,7 @@ async def start(node: Node, call: Call, child: Exec) -> bytes:
         if child.phase is not Phase.CREATED:
             raise UnknownError(REFUSED.get(child.phase, f"cannot start a {child.phase} process"))
         _check_task(child.task)
-        child.see(Seen.START_BEGUN)
+        child.see(Seen.START_BEGUN, ooms=child.task.record.life.ooms)
         if child.failed:
             child.failed = False
             child.exited.clear()

@@ -16,8 +16,8 @@ from sdshim.core import exitrecord, spans
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
-from sdshim.daemon import pause, stats, terminals, timings, update
-from sdshim.daemon.process import Task
+from sdshim.daemon import oom, pause, stats, terminals, timings, update
+from sdshim.daemon.process import Exec, Task
 from sdshim.host.process import Watched
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def watch(node: Node, process: Process) -> None:
         stats.keep(node, process)  # now: systemd removes the cgroup soon after the exit
         node.spawn(ended(node, process), f"exit of {process}")
 
+    if isinstance(process, Task):
+        oom.watch(node, process)
     try:
         process.watched = Watched(node.store.main_pid(process.identity), fire)
     except ProcessLookupError:
@@ -57,6 +59,10 @@ async def ended(node: Node, task: Process) -> None:
     terminals.ended(task)
     if isinstance(task, Task):
         await _execs_ended(task)
+        exit = oom.judged(node, task, exit)
+        oom.unwatch(task)
+    elif isinstance(task, Exec):
+        exit = oom.judged(node, task.task, exit, since=task.record.life.ooms)
     task.see(Seen.EXITED, exit=exit)
     node.tracer.record(
         "task.exit",
@@ -65,7 +71,8 @@ async def ended(node: Node, task: Process) -> None:
         {**timings.about(task), spans.PID: task.pid, spans.EXIT_CODE: exit.status},
         parent=task.identity.traceparent,
     )
-    log.info("%s exited with status %d", task, exit.status)
+    oom_killed = " (OOM)" if exit.reason == exitrecord.OOM_KILL else ""
+    log.info("%s exited with status %d%s", task, exit.status, oom_killed)
 
 
 async def _execs_ended(task: Task) -> None:

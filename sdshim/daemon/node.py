@@ -36,6 +36,9 @@ class Keeper(Protocol):
     def remove(self, name: str) -> None:
         """Take descriptors out of the store."""
 
+    def notify_for(self, pid: int, state: str) -> None:
+        """Tell systemd something in the name of another process."""
+
 
 @dataclass(slots=True)
 class Node:

@@ -18,7 +18,7 @@ from sdshim.core import lifecycle
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Effect, Phase, Seen
 from sdshim.core.names import TaskKey
-from sdshim.daemon import events
+from sdshim.daemon import events, oom
 from sdshim.stdio.fifo import Held
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sdshim.core.record import Record
     from sdshim.daemon.events import Make
     from sdshim.daemon.node import Node
+    from sdshim.host.oom import Watch
     from sdshim.host.process import Watched
     from sdshim.stdio.console import Pump
 
@@ -90,6 +91,7 @@ class Process:
         *,
         pid: int = 0,
         exit: ExitStatus | None = None,
+        ooms: int | None = None,
         call: CallId | None = None,
         reply: RecordedReply | None = None,
     ) -> None:
@@ -97,7 +99,7 @@ class Process:
 
         Raises ResourceExhausted when the record cannot be written; nothing has changed then.
         """
-        life, effects = lifecycle.step(self.record.life, seen, pid=pid, exit=exit)
+        life, effects = lifecycle.step(self.record.life, seen, pid=pid, exit=exit, ooms=ooms)
         fresh = [] if self.muted else self._events(life, effects)
         replies = dict(self.record.replies)
         if call and reply:
@@ -109,6 +111,8 @@ class Process:
         self._commit(changed, forced=seen is Seen.EXITED)
         for event in fresh:
             self._node.publisher.publish(self, event)
+        if Effect.SHOW_OOM in effects:
+            oom.show(self._node, self)
         if Effect.ANSWER_WAITS in effects:
             self.exited.set()
 
@@ -174,10 +178,12 @@ class Task(Process):
         self.execs: dict[str, Exec] = {}
         self.ending = False
         """The init process has ended: no exec may start any more (protocol 7.4)."""
+        self.oom_watch: Watch | None = None
 
     def close(self) -> None:
         """Let go of descriptors, the execs' too."""
         super().close()
+        oom.unwatch(self)
         for child in self.execs.values():
             child.close()
 

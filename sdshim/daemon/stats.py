@@ -4,7 +4,7 @@ systemd removes the cgroup when the unit's exit hook has ended, 5 to 20 ms after
 counters are read once when the exit is noticed, and kept as they are in the task's state folder,
 where the next daemon finds them too; nobody pays for making a message of them who does not ask.
 A busy daemon can come too late, a dead one does: what the hook has put by tells then at least
-whether the kernel has killed a process for want of memory.
+whether the kernel has killed a process for want of memory, and it is the later word on that anyway.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sdshim.core.errors import NotFound, ShimError
 from sdshim.host import stats as counters
+from sdshim.host.store import OOM
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.pb.wellknown import pack
 
@@ -25,15 +26,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT = "counters.json"
-OOM = "oom"
-"""The cgroup's count of OOM kills (`Reader.oom`), copied by the exit hook."""
 
 
 def stats(node: Node, task: Task) -> bytes:
     """StatsResponse. Raises NotFound in stock's words when the cgroup went before it was read."""
     reader = counters.reader()
     found = _kept(node, task) or reader.read(task.identity.cgroup) or {}
-    if reader.oom not in found and (text := node.store.text(task.identity, OOM)):
+    if text := node.store.text(task.identity, OOM):  # later than what we have read
         found[reader.oom] = text
     if not found:
         raise NotFound("cgroup does not exist: not found")

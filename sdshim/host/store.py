@@ -31,6 +31,8 @@ RUNTIME_LOG = "runtime.log"
 RUNTIME_COMMAND = "runtime"
 INIT_PID, EXEC_PID, MAIN_PID = "init.pid", "exec.pid", "main.pid"
 PROCESS_SPEC = "process.json"
+OOM = "oom"
+"""The file with the cgroup's count of OOM kills, copied by the exit hook."""
 CLEANED = "cleaned"
 """Written by the launcher's `delete` when it had to clean up without the daemon."""
 

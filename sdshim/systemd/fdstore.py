@@ -19,6 +19,7 @@ import contextlib
 import logging
 import os
 import socket
+import struct
 from array import array
 from collections import deque
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 FIRST_FD = 3
 MAX_FDS = 253  # the kernel's limit of one message
 TIMEOUT = 5.0
+_UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _LOG = logging.getLogger(__name__)
 
 
@@ -40,7 +42,7 @@ class FdStore:
     ) -> None:
         self._environ = os.environ if environ is None else environ
         self._timeout = timeout
-        self._backlog: deque[tuple[bytes, list[int]]] = deque()
+        self._backlog: deque[tuple[bytes, list[int], int]] = deque()
         self._expecting: list[asyncio.Future[None]] = []  # waiting for the barrier to be sent next
         self._barriers: dict[int, tuple[list[asyncio.Future[None]], asyncio.TimerHandle]] = {}
         # Taken out of the environment: a child of ours must not speak in our name.
@@ -77,15 +79,23 @@ class FdStore:
 
     def notify(self, state: str, *fds: int) -> None:
         """Send one message, e.g. ``READY=1``; several assignments are separated by newlines."""
+        self._post(state, fds, 0)
+
+    def notify_for(self, pid: int, state: str) -> None:
+        """Send one message in the name of another process, e.g. the main process of another unit:
+        the kernel lets CAP_SYS_ADMIN name any that exists. Nothing is sent when it does not."""
+        self._post(state, (), pid)
+
+    def _post(self, state: str, fds: tuple[int, ...], sender: int) -> None:
         if self._sock is None:
             return
         data = state.encode()
         if not self._backlog:
             with contextlib.suppress(BlockingIOError):
-                self._send(data, fds)
+                self._send(data, fds, sender)
                 return
             asyncio.get_running_loop().add_writer(self._sock.fileno(), self._drain)
-        self._backlog.append((data, [os.dup(fd) for fd in fds]))
+        self._backlog.append((data, [os.dup(fd) for fd in fds], sender))
 
     def keep(self, name: str, *fds: int, poll: bool = True) -> asyncio.Future[None]:
         """Put copies into the store under `name`; await the result to know that they are there.
@@ -120,7 +130,7 @@ class FdStore:
         """Leave the loop and give up all that waits; what the store holds stays there."""
         for read in list(self._barriers):
             self._end_barrier(read)
-        for _, fds in self._backlog:
+        for _, fds, _ in self._backlog:
             for fd in fds:
                 os.close(fd)
         if self._sock is not None:
@@ -132,14 +142,21 @@ class FdStore:
         self._resolve(self._expecting)
         self._expecting = []
 
-    def _send(self, data: bytes, fds: tuple[int, ...] | list[int]) -> None:
+    def _send(self, data: bytes, fds: tuple[int, ...] | list[int], sender: int) -> None:
         """One message; only BlockingIOError is for the caller, the rest is said and forgotten."""
         assert self._sock is not None
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        extra: list[tuple[int, int, bytes | array[int]]] = []
+        if fds:
+            extra.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds)))
+        if sender:
+            who = _UCRED.pack(sender, os.getuid(), os.getgid())
+            extra.append((socket.SOL_SOCKET, socket.SCM_CREDENTIALS, who))
         try:
-            self._sock.sendmsg([data], rights, socket.MSG_NOSIGNAL, self._address)
+            self._sock.sendmsg([data], extra, socket.MSG_NOSIGNAL, self._address)
         except BlockingIOError:
             raise
+        except ProcessLookupError:
+            _LOG.debug("fd store: %d has ended, nothing is said for it", sender)
         except OSError as error:
             _LOG.warning("fd store: %s not sent: %s", data.partition(b"\n")[0].decode(), error)
 
@@ -147,9 +164,9 @@ class FdStore:
         """The manager takes messages again."""
         assert self._sock is not None
         while self._backlog:
-            data, fds = self._backlog[0]
+            data, fds, sender = self._backlog[0]
             try:
-                self._send(data, fds)
+                self._send(data, fds, sender)
             except BlockingIOError:
                 return
             self._backlog.popleft()

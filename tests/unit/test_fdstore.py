@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,28 @@ def manager(abstract: bool = False) -> Iterator[Manager]:
         here = Manager(f"@{directory}" if abstract else str(directory / "notify"))
         with here.sock:
             yield here
+
+
+@aio
+async def test_a_message_can_be_in_the_name_of_another_process() -> None:
+    with manager() as there:
+        there.sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        store = FdStore(there.environ)
+        store.notify_for(os.getpid(), "STATUS=mine")
+        data, control, _, _ = there.sock.recvmsg(4096, 4096)
+        who = struct.unpack("iII", control[0][2])
+        assert (data, who) == (b"STATUS=mine", (os.getpid(), os.getuid(), os.getgid()))
+        store.close()
+
+
+@aio
+async def test_nothing_is_said_for_a_process_that_does_not_exist() -> None:
+    with manager() as there:
+        store = FdStore(there.environ)
+        store.notify_for(2**22 + 1, "STATUS=nobody's")
+        with pytest.raises(BlockingIOError):
+            there.next()
+        store.close()
 
 
 @pytest.mark.parametrize("abstract", [False, True])

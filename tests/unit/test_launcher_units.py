@@ -38,9 +38,9 @@ class Unit:
                 check=False,
             ).returncode
 
-    def hook(self, state: Path | str, **env: str) -> int:
+    def hook(self, state: Path | str, *arguments: str, **env: str) -> int:
         return subprocess.run(
-            [*self.tracer, "/bin/sh", str(LAUNCHER / "exit-hook"), str(state)],
+            [*self.tracer, "/bin/sh", str(LAUNCHER / "exit-hook"), str(state), *arguments],
             env=env,
             timeout=10,
             check=False,
@@ -241,3 +241,34 @@ def test_both_readers_of_the_record_agree(unit: Unit, code: str, value: str, sta
     parsed = parse_record(text)
     assert parsed is not None
     assert parsed.exit_status(0).status == parse_exit(text)[0] == status
+
+
+@pytest.mark.parametrize("key", ["low 0\nmax 9\noom 1\n", "oom_kill_disable 0\nunder_oom 0\n"])
+def test_an_end_by_the_oom_killer_is_in_the_record_and_in_the_units_status(
+    unit: Unit, key: str
+) -> None:
+    counters = unit.root / "counters"
+    counters.write_text(f"{key}oom_kill 2\n")
+    notify = unit.root / "systemd-notify"
+    notify.write_text('#!/bin/sh\nprintf "%s" "$*" >"${0%/*}/said"\n')
+    notify.chmod(0o755)
+    env = FULL | {"PATH": unit.env["PATH"], "NOTIFY_SOCKET": "/x"}
+    assert unit.hook(unit.state, "-", str(counters), **env) == 0
+    assert (unit.state / "exit").read_text() == "f00 - oom-kill killed KILL\n"
+    assert (unit.state / "oom").read_text() == counters.read_text()
+    said = (unit.root / "said").read_text()
+    assert said.startswith("--status=OOM: ")
+    assert said.endswith(" 2 so far")
+
+
+@pytest.mark.parametrize(
+    ("kills", "status", "result"),
+    [(0, "KILL", "signal"), (1, "TERM", "signal"), (1, "KILL", "oom-kill")],
+)
+def test_another_end_is_not_the_oom_killers(
+    unit: Unit, kills: int, status: str, result: str
+) -> None:
+    counters = unit.root / "counters"
+    counters.write_text(f"oom_kill {kills}\n")
+    assert unit.hook(unit.state, "-", str(counters), **(FULL | {"EXIT_STATUS": status})) == 0
+    assert (unit.state / "exit").read_text() == f"f00 - {result} killed {status}\n"

@@ -95,9 +95,67 @@ def test_a_pause_that_failed_leaves_it_running_without_an_event() -> None:
     assert Effect.PUBLISH_PAUSED not in effects
 
 
+OOM = Effect.PUBLISH_OOM
+
+
+def _grow(life: Life, *counts: int) -> tuple[Life, list[Effect]]:
+    effects: list[Effect] = []
+    for count in counts:
+        life, more = step(life, Seen.OOM, ooms=count)
+        effects += more
+    return life, effects
+
+
+def test_an_oom_kill_is_published_and_shown_once_for_each_growth_of_the_count() -> None:
+    life, _ = _walk(*_RUNS)
+    life, effects = _grow(life, 0, 1, 1, 4, 4)
+    assert effects == [OOM, Effect.SHOW_OOM] * 2
+    assert (life.phase, life.ooms) == (Phase.RUNNING, 4)
+
+
+def test_a_count_that_became_less_is_no_oom_kill_but_the_next_growth_is() -> None:
+    life, _ = _walk(*_RUNS)
+    _, effects = _grow(life, 2, 1, 2)
+    assert effects.count(OOM) == 2
+
+
+def test_an_oom_kill_during_start_is_published_after_the_start_and_before_the_exit() -> None:
+    life, _ = _walk(Seen.CREATED, Seen.START_BEGUN)
+    life, effects = _grow(life, 1, 2)
+    assert effects == []
+    life, effects = _held(life, Seen.EXITED)
+    assert effects == []
+    life, effects = _held(life, Seen.STARTED)
+    published = [Effect.PUBLISH_START, OOM, Effect.SHOW_OOM, Effect.PUBLISH_EXIT]
+    assert effects == [*published, Effect.ANSWER_WAITS]
+    assert not life.oom_held
+
+
+def _held(life: Life, seen: Seen) -> tuple[Life, list[Effect]]:
+    life, effects = step(life, seen, exit=EXIT if seen is Seen.EXITED else None)
+    return life, list(effects)
+
+
+def test_an_oom_kill_during_a_start_that_fails_is_published() -> None:
+    life, _ = _walk(Seen.CREATED, Seen.START_BEGUN)
+    life, _ = _grow(life, 1)
+    life, effects = _held(life, Seen.START_FAILED)
+    assert OOM in effects
+    assert life.phase is Phase.CREATED
+
+
+@pytest.mark.parametrize("end", [(), (Seen.DELETED,)])
+def test_after_the_exit_an_oom_kill_is_nobodys(end: tuple[Seen, ...]) -> None:
+    life, _ = _walk(*_RUNS, Seen.EXITED, *end)
+    _, effects = _grow(life, 5)
+    assert effects == []
+
+
 def test_a_failed_create_publishes_nothing() -> None:
     _, effects = _walk(Seen.CREATE_FAILED)
-    assert not set(effects) & set(PUBLISHED)
+    life, _ = _grow(Life(), 1)
+    effects += step(life, Seen.CREATE_FAILED)[1]
+    assert not set(effects) & {*PUBLISHED, OOM}
 
 
 def test_the_diagram_has_a_row_for_each_cell() -> None:

@@ -38,7 +38,7 @@ IDENTITY = Identity(
 )
 RECORD = Record(
     IDENTITY,
-    Life(Phase.EXITED, 42, ExitStatus(137, 5, "signal")),
+    Life(Phase.EXITED, 42, ExitStatus(137, 5, "signal"), ooms=3, oom_held=True),
     deleting=True,
     events=(Event(9, "/tasks/exit", "containerd.events.TaskExit", b"\x00\xff", 5, "00-a"),),
     replies={(3, 9): RecordedReply(2, "no", b"\x01")},
@@ -59,6 +59,13 @@ def test_fields_of_a_newer_version_are_kept_and_do_not_disturb() -> None:
     back = record.decode(json.dumps(document).encode())
     assert back.identity == IDENTITY
     assert json.loads(record.encode(back))["new_thing"] == {"a": 1}
+
+
+def test_a_record_of_a_version_that_counted_no_oom_kills_can_be_read() -> None:
+    document = json.loads(record.encode(RECORD))
+    del document["ooms"], document["oom_held"]
+    life = record.decode(json.dumps(document).encode()).life
+    assert (life.ooms, life.oom_held) == (0, False)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"identity": 1}', b"\xff\xfe"])

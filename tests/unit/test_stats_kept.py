@@ -12,7 +12,7 @@ from sdshim.core.errors import NotFound
 from sdshim.core.model import Identity
 from sdshim.daemon import stats
 from sdshim.host.stats import Reader
-from sdshim.host.store import Store
+from sdshim.host.store import OOM, Store
 from sdshim.pb import metrics_v1_pb2, metrics_v2_pb2
 from sdshim.pb import task_v2_pb2 as pb
 
@@ -124,7 +124,7 @@ def test_unreadable_counters_are_none(box: Box, garbage: str) -> None:
 
 def test_the_exit_hooks_count_stands_when_the_daemon_was_late(box: Box) -> None:
     box.remove()
-    (box.state / stats.OOM).write_text("low 0\noom_kill_disable 0\noom_kill 5\n")
+    (box.state / OOM).write_text("low 0\noom_kill_disable 0\noom_kill 5\n")
     assert box.kills() == 5
 
 
@@ -132,6 +132,6 @@ def test_the_exit_hooks_count_fills_what_was_gone(box: Box) -> None:
     box.count(1)
     (box.cgroup / box.oom).unlink()
     stats.keep(box.node, box.task)
-    (box.state / stats.OOM).write_text("oom_kill 5\n")
+    (box.state / OOM).write_text("oom_kill 5\n")
     assert box.kills() == 5
     assert box.stats().memory.unevictable == 4096
