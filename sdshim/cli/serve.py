@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,10 @@ class Daemon:
     async def _node(self, manager: Manager) -> Node:
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = HostFacts(
-            systemd=await manager.version(), unified=cgroup.unified(), launcher=launcher_folder()
+            systemd=await manager.version(),
+            unified=cgroup.unified(),
+            launcher=launcher_folder(),
+            python=sys.executable,
         )
         publisher = Publisher(self._run_dir / "e", self._keeper, self._tracer)
         node = Node(

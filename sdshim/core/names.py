@@ -54,6 +54,13 @@ def exec_unit(key: TaskKey, exec_id: str) -> str:
     return f"{PREFIX}{key.namespace.replace('-', ':')}-{key.id}:{exec_id}{SUFFIX}"
 
 
+def fuse_scope(key: TaskKey, number: int, token: str) -> str:
+    """The scope of the program that serves the FUSE mount `number` of a rootfs. It ends by itself
+    some time after the umount: the token keeps the next task of that id out of its way."""
+    stem = f"{PREFIX}{key.namespace.replace('-', ':')}-{key.id}"
+    return f"{stem}::fuse-{number}-{token[:8]}.scope"
+
+
 def parse_unit(unit: str) -> tuple[TaskKey, str | None] | None:
     """The task (and exec id) a unit name stands for, or None when the unit is not one of ours."""
     if not (unit.startswith(PREFIX) and unit.endswith(SUFFIX)):

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import unitproperties
+from sdshim.core import rootfs, unitproperties
 
 if TYPE_CHECKING:
-    from sdshim.core.model import Identity, Mount
+    from sdshim.core.model import Identity
 
 Property = tuple[str, str, Any]
 
@@ -39,6 +39,8 @@ class HostFacts:
     launcher: str
     """Folder of the launcher's scripts."""
     mount_program: str = "/bin/mount"
+    python: str = "/usr/bin/python3"
+    """The interpreter for the launcher's programs in Python: standard library only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class InitUnit:
 def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
     """Properties of the service that is the container."""
     me = unit.identity
-    mounts = [_mount_argv(m, me.bundle, host) for m in me.rootfs]
+    mounts = rootfs.lines(me, host)
     # The hook puts the count of OOM kills by: the cgroup goes when the hook has ended.
     counters = "memory.events" if host.unified else "memory.oom_control"
     root = "/sys/fs/cgroup" if host.unified else "/sys/fs/cgroup/memory"
@@ -167,14 +169,6 @@ def _exec(name: str, host: HostFacts, *commands: list[str], privileged: bool = F
     return name, "a(sasb)", [(argv[0], argv, False) for argv in plain]
 
 
-def _mount_argv(mount: Mount, bundle: str, host: HostFacts) -> list[str]:
-    """mount(8): no helper lookup, no mtab."""
-    words = bind_options(mount)
-    options = ["-o", ",".join(words)] if words else []
-    kind = ["-t", mount.type] if mount.type not in ("", "bind", "rbind") else []
-    return [host.mount_program, "-n", "-i", *kind, *options, mount.source, f"{bundle}/rootfs"]
-
-
 def _create_argv(unit: InitUnit, host: HostFacts) -> list[str]:
     me = unit.identity
     sup = "-"
@@ -182,13 +176,3 @@ def _create_argv(unit: InitUnit, host: HostFacts) -> list[str]:
         sup = f"/sys/fs/cgroup{me.cgroup.rpartition('/')[0]}/{SUP}"
     streams = _streams(me)
     return [f"{host.launcher}/create", unit.state_dir, sup, *streams, "--", *unit.runtime_argv]
-
-
-def bind_options(mount: Mount) -> tuple[str, ...]:
-    """Options of a bind mount with the word that makes mount(8) bind.
-
-    containerd gives type `bind` with options `rbind` or `bind`; with neither, type alone binds.
-    """
-    if mount.type in ("bind", "rbind") and not {"bind", "rbind"} & set(mount.options):
-        return (mount.type, *mount.options)
-    return mount.options

@@ -18,6 +18,7 @@ from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
 from sdshim.daemon import oom, pause, stats, terminals, timings, update
 from sdshim.daemon.process import Exec, Task
+from sdshim.host import cgroup
 from sdshim.host.process import Watched
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ async def ended(node: Node, task: Process) -> None:
         task.ending = True
         pause.melt(task)
         node.spawn(update.lift(node, task), f"limits of {task}")
+        _end_the_others(task)
     exit = await find_out(node, task)
     if task.exited.is_set():
         return
@@ -73,6 +75,14 @@ async def ended(node: Node, task: Process) -> None:
     )
     oom_killed = " (OOM)" if exit.reason == exitrecord.OOM_KILL else ""
     log.info("%s exited with status %d%s", task, exit.status, oom_killed)
+
+
+def _end_the_others(task: Task) -> None:
+    """SIGKILL to what outlives an init without a pid namespace of its own (protocol 7.4). In the
+    unit's cgroup systemd does it; in somebody else's nobody would."""
+    me = task.identity
+    if not me.private_pids and not me.owns_cgroup:
+        cgroup.kill(me.cgroup)
 
 
 async def _execs_ended(task: Task) -> None:

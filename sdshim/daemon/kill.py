@@ -34,8 +34,7 @@ async def kill(call: Call, task: Process, number: int, everyone: bool) -> bytes:
     if isinstance(task, Exec):
         kill_exec(task, number)
     elif everyone:
-        for pid in cgroup.pids(task.identity.cgroup):
-            _signal(pid, number)
+        cgroup.signal_all(task.identity.cgroup, number)
         _let_die(task, number)
     else:
         kill_init(task, number)
@@ -72,10 +71,3 @@ def _let_die(task: Process, number: int) -> None:
     """What the v1 freezer has frozen only dies when it is thawed; runc thaws then, on v2 too."""
     if number == signal.SIGKILL:
         freezer.thaw(task.identity.cgroup)
-
-
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return

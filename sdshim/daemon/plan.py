@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import names
+from sdshim.core import names, rootfs
 from sdshim.core.errors import InvalidArgument
 from sdshim.core.model import Identity, Mount, Stdio
 from sdshim.daemon import options, streams
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sdshim.core.config import Config
     from sdshim.pb import task_v2_pb2 as pb
     from sdshim.ttrpc.server import Call
-
-OTHER_MOUNT_WORDS = ("uidmap=", "gidmap=", "X-containerd.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +58,7 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
         stdio=stdio,
         rootfs=tuple(_mount(m) for m in request.rootfs),
         create_call=call.key,
+        private_pids=bundle.private_pids(spec),
     )
     return Plan(identity, spec, _description(key, bundle.notes(spec)))
 
@@ -94,20 +93,10 @@ def place(spec: dict[str, Any], key: names.TaskKey, unit: str) -> tuple[str, str
     return slice_name, f"{names.unit_cgroup(slice_name, unit)}/container", True
 
 
-def _mount(mount: Any) -> Mount:
-    options = tuple(mount.options)
-    if "\0" in "".join((mount.type, mount.source, *options)):  # nothing below can carry one
-        raise InvalidArgument("NUL in the type, source or options of a rootfs mount")
-    if not mount.source or mount.source.startswith("-"):
-        raise InvalidArgument(f"rootfs mount with source {mount.source!r}")
-    if mount.target.strip("/"):
-        raise InvalidArgument(f"rootfs mount with target {mount.target!r} is not supported yet")
-    if mount.type.startswith(("fuse.", "fuse3.")):
-        raise InvalidArgument(f"rootfs mount of type {mount.type!r} is not supported yet")
-    for word in options:
-        if word.startswith(OTHER_MOUNT_WORDS):
-            raise InvalidArgument(f"rootfs mount option {word!r} is not supported yet")
-    return Mount(mount.type, mount.source, "", options)
+def _mount(message: Any) -> Mount:
+    mount = Mount(message.type, message.source, message.target, tuple(message.options))
+    rootfs.check(mount)
+    return mount
 
 
 def _description(key: names.TaskKey, notes: dict[str, str]) -> str:

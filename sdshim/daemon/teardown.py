@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdshim.core import rootfs
 from sdshim.core.model import EXIT_UNKNOWN
 from sdshim.daemon import streams, terminals, timings, units
 from sdshim.host import mounts
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.pb.wellknown import timestamp
+from sdshim.systemd.errors import NoSuchUnit
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
     from sdshim.core.model import ExitStatus
     from sdshim.daemon.node import Node
     from sdshim.daemon.process import Task
+
+log = logging.getLogger(__name__)
+
+FUSE_END_S = 5.0
+"""What a FUSE program may take to end before Delete answers without it: CRI waits 10 s."""
 
 
 async def remove_all(node: Node, task: Task) -> None:
@@ -42,6 +50,20 @@ async def remove_runtime(node: Node, task: Task) -> None:
     if me.rootfs:
         with node.tracer.span("rootfs.umount", timings.about(task)):
             await mounts.unmount_tree(Path(me.bundle) / "rootfs")
+    for scope in rootfs.fuse_scopes(me):
+        await _end_scope(node, scope)
+
+
+async def _end_scope(node: Node, scope: str) -> None:
+    """A FUSE program ends by itself after the umount; one whose mount came to nothing may not."""
+    try:
+        job = await node.manager.stop(scope)
+        async with asyncio.timeout(FUSE_END_S):
+            await job.wait()
+    except NoSuchUnit:
+        return
+    except TimeoutError:
+        log.warning("%s does not end; systemd kills what is in it after its stop timeout", scope)
 
 
 def response(task: Task) -> bytes:

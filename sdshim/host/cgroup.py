@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -28,6 +30,26 @@ def pids(cgroup: str, root: Path = CGROUP_ROOT) -> list[int]:
         except OSError:
             continue
     return sorted(set(found))
+
+
+def signal_all(cgroup: str, number: int, root: Path = CGROUP_ROOT) -> list[int]:
+    """A signal to every process in a cgroup and below it, the oldest first: an init that sees its
+    children die may end with a status of its own. The pids that were found."""
+    found = pids(cgroup, root)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return found
+
+
+def kill(cgroup: str, root: Path = CGROUP_ROOT) -> None:
+    """SIGKILL to every process in a cgroup and below it, also to one that is being forked."""
+    try:
+        (root / cgroup.lstrip("/") / "cgroup.kill").write_text("1")
+    except OSError:  # hybrid v1 has no such file: until a pass finds nobody new
+        seen: set[int] = set()
+        while found := set(signal_all(cgroup, signal.SIGKILL, root)) - seen:
+            seen |= found
 
 
 def holds(cgroup: str, pid: int) -> bool:

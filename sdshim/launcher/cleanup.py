@@ -62,6 +62,7 @@ class Incarnation:
             self._runtime_delete()
             self._wait_for_exit(_EXIT_WAIT / 4)  # cgroup v1: a frozen one died only just now
         unmount_below(f"{self.bundle}/rootfs", self.deadline)
+        self._end_fuse()
         if owner == _OURS:
             self._systemctl("reset-failed", self.unit)
         answer = delete_response(*self._exit())
@@ -132,6 +133,15 @@ class Incarnation:
         except (OSError, subprocess.TimeoutExpired):
             return None
         return None if done.returncode else done.stdout.decode(errors="replace")
+
+    def _end_fuse(self) -> None:
+        """The programs of FUSE mounts end after the umount; one that served none needs a word."""
+        stem = f"{self.unit.removesuffix('.service')}::fuse-"
+        with contextlib.suppress(OSError):
+            scopes = [name for name in os.listdir(_TRANSIENT) if name.startswith(stem)]
+            ours = [name for name in scopes if name.endswith(f"-{self.token[:8]}.scope")]
+            if ours:
+                self._systemctl("stop", "--no-block", *ours)
 
     # How it ended
 

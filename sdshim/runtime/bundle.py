@@ -70,6 +70,14 @@ def cgroups_path(spec: dict[str, Any]) -> Any:
     return (spec.get("linux") or {}).get("cgroupsPath", "")
 
 
+def private_pids(spec: dict[str, Any]) -> bool:
+    """Whether the container has a pid namespace of its own, which ends with its init: one without
+    a path. Another container's, or the host's, outlives it (protocol 7.4)."""
+    listed = (spec.get("linux") or {}).get("namespaces")
+    found = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return any(one.get("type") == "pid" and not one.get("path") for one in found)
+
+
 def notes(spec: dict[str, Any]) -> dict[str, str]:
     """The spec's annotations, text ones only."""
     raw = spec.get("annotations") or {}

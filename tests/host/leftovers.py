@@ -50,7 +50,8 @@ def baseline(pid: int, trees: list[Path]) -> Baseline:
 def find(pid: int, trees: list[Path], before: Baseline) -> list[str]:
     """One line for each thing; the same thing is never listed twice."""
     root = Path("/proc", str(pid), "root")
-    lines = [f"unit {path.name}" for path in _glob(root, "run/systemd/transient/sdshim-*.service")]
+    units = _glob(root, "run/systemd/transient/sdshim-*")
+    lines = [f"unit {path.name}" for path in units if path.suffix in (".service", ".scope")]
     lines += [f"mount {place}" for place in _mounts(pid) if place not in before.mounts]
     lines += _left_cgroups(trees, before)
     lines += _left_processes(trees, before)
