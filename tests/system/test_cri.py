@@ -352,15 +352,20 @@ def test_no_call_is_lost_when_the_daemon_is_killed(pods: Pods, host: Host) -> No
     calls = []
     for container in starts:
         calls.append(pods.cri.start("StartContainer", container_id=container.id))
-        host.run(["systemctl", "kill", "-s", "KILL", "sdshim.service"])
+        _kill_daemon(host)
     for call in calls:
         call.result()
     assert [container.exited().exit_code for container in starts] == [0, 1, 2, 3]
     assert slow.result().exit_code == 6
     assert living.exec("echo", "hello") == (0, "hello\n")
-    host.run(["systemctl", "kill", "-s", "KILL", "sdshim.service"])
+    _kill_daemon(host)
     living.call("StopContainer", timeout=60)
     assert living.status().exit_code == 3
+
+
+def _kill_daemon(host: Host) -> None:
+    host.run(["systemctl", "kill", "--kill-whom=main", "-s", "KILL", "sdshim.service"])
+    host.run(["systemctl", "start", "sdshim.service"])
 
 
 def test_containerd_2_learns_what_the_handler_can_do(pods: Pods, host: Host) -> None:
@@ -383,3 +388,22 @@ def test_each_container_of_a_pod_has_a_shim_of_its_own(pods: Pods, host: Host) -
     if host.containerd_version >= (2,):
         answer = json.loads((bundle / "bootstrap.json").read_text())
         assert (answer["version"], answer["protocol"]) == (2, "ttrpc")
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_container_over_its_memory_limit_is_oom_killed(pods: Pods, handler: str) -> None:
+    pod = pods.run(handler)
+    resources = {"memory_limit_in_bytes": 16 * MEGABYTE}
+    greedy = pod.run("greedy", "x=x; while :; do x=$x$x; done", linux={"resources": resources})
+    ended = greedy.exited()
+    assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
+    assert pod.status().state == cri.READY
+
+
+def test_an_oom_kill_of_a_child_does_not_end_its_container(pods: Pods) -> None:
+    resources = {"memory_limit_in_bytes": 16 * MEGABYTE}
+    script = "sh -c 'x=x; while :; do x=$x$x; done'; echo child: $?; exit 0"
+    container = pods.run().run("c", script, linux={"resources": resources})
+    ended = container.exited()
+    assert (ended.exit_code, ended.reason) == (0, "OOMKilled")  # of any kill in it, says the CRI
+    assert container.logged("child: 137")
