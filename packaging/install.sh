@@ -9,6 +9,7 @@
 #   lib/sdshim/deps            Python packages the system lacks
 #   lib/systemd/system         unit files
 #   bin/sdshim, bin/containerd-shim-systemd-v1
+#   share/bash-completion/completions/sdshim, share/zsh/site-functions/_sdshim
 set -eu
 
 # What sdshim imports; those the system has in the wanted version are not installed (see below).
@@ -72,6 +73,8 @@ source=$(cd "$(dirname "$0")/.." && pwd)
 lib=$destdir$prefix/lib/sdshim
 bin=$destdir$prefix/bin
 units=$destdir$prefix/lib/systemd/system
+bash_completion=$destdir$prefix/share/bash-completion/completions/sdshim
+zsh_completion=$destdir$prefix/share/zsh/site-functions/_sdshim
 
 # Is the system that is installed to the one that runs?
 live() {
@@ -220,6 +223,23 @@ END
     echo "programs: $(cd "$bin" && ls -d sdshim "$shim" 2>/dev/null | tr '\n' ' ')in $prefix/bin"
 }
 
+# The scripts are made by the program itself, run from its folder: it needs no dependency for that.
+install_completion() {
+    package=$lib
+    if [ -n "$destdir" ] && [ -x "$destdir$python" ]; then package=${lib#"$destdir"}; fi
+    for shell in bash zsh; do
+        eval "file=\$${shell}_completion"
+        mkdir -p "${file%/*}"
+        target_python -ISB -c "import sys; sys.path.insert(0, sys.argv[1])
+from sdshim.cli.main import main
+sys.exit(main(['completion', sys.argv[2]]))" "$package" "$shell" >"$lib/.completion.$$" ||
+            fail "making the completion for $shell failed"
+        chmod 644 "$lib/.completion.$$"
+        mv "$lib/.completion.$$" "$file"
+    done
+    echo "completion: bash and zsh, in $prefix/share"
+}
+
 # Files are written for /usr/local; another prefix is put in their place.
 install_units() {
     mkdir -p "$units"
@@ -266,6 +286,7 @@ uninstall() {
         done <"$lib/units.list"
     fi
     rm -rf "$lib" "$bin/sdshim" "$bin/containerd-shim-systemd-v1"
+    rm -f "$bash_completion" "$zsh_completion"
     if live; then systemctl daemon-reload; fi
     echo "sdshim is removed from ${destdir}$prefix"
 }
@@ -281,6 +302,7 @@ install)
     if [ $code = yes ]; then
         install_package
         install_programs
+        install_completion
         install_units
         activate
     fi

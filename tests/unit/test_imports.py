@@ -16,7 +16,8 @@ ALLOWED = {
     **{room: {"core", "pb", room} for room in MIDDLE},
     "daemon": {"core", "pb", "daemon", *MIDDLE},
     "api": {"core", "pb", "daemon", "api", *MIDDLE},
-    "cli": {"core", "pb", "daemon", "api", "cli", *MIDDLE},
+    "survey": {"core", "pb", "survey", *MIDDLE},
+    "cli": {"core", "pb", "daemon", "api", "survey", "cli", *MIDDLE},
     "launcher": {"launcher"},
 }
 ONE_IMPORTER = {
