@@ -7,6 +7,7 @@ goes away meanwhile was never there.
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 from sdshim.core import exitrecord, record
@@ -31,8 +32,10 @@ def entries(root: Path) -> list[Entry]:
 
     Raises PermissionError when the folder may not be read.
     """
-    if root.exists():
-        next(root.iterdir(), None)  # glob is silent about what it may not read
+    try:
+        os.scandir(root).close()  # glob is silent about what it may not read
+    except FileNotFoundError:
+        return []
     found = []
     for folder in (*sorted(root.glob("*/*/*")), *sorted(root.glob("*/*/*/x/*/*"))):
         parts = folder.relative_to(root).parts

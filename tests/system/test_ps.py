@@ -82,7 +82,7 @@ def test_a_running_container_is_listed_as_systemd_knows_it(ctr: Ctr, host: Host,
     assert str(row["pid"]) == told["MainPID"]
     assert (row["state"], row["exit"]) == ("running", None)
     assert (row["memory_bytes"] is not None) == told["MemoryCurrent"].isdigit()
-    assert row["cpu_ns"] <= int(told["CPUUsageNSec"])
+    assert (row["cpu_ns"] is not None) == told["CPUUsageNSec"].isdigit()
     assert row["since"].startswith("20")
 
 
@@ -219,10 +219,10 @@ def test_it_needs_root_and_says_so(host: Host, web: str) -> None:
 
 
 def test_a_narrow_terminal_gets_whole_lines(host: Host, web: str) -> None:
-    kept = ["NAMESPACE", "ID", "PID", "STATE", "SINCE", "MEMORY", "EXIT"]
-    assert on_terminal(host, 55) == kept
+    kept = ["NAMESPACE", "ID", "PID", "STATE", "SINCE", "EXIT"]
+    assert on_terminal(host, 45) == kept
     assert len(on_terminal(host, 200)) == 10
-    assert len(on_terminal(host, 55, "--wide")) == 10
+    assert len(on_terminal(host, 45, "--wide")) == 10
 
 
 def on_terminal(host: Host, columns: int, *options: str) -> list[str]:
