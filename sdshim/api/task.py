@@ -13,6 +13,7 @@ from sdshim.core.errors import NotFound
 from sdshim.core.lifecycle import Phase
 from sdshim.core.names import TaskKey
 from sdshim.daemon import execs, query, streams, terminals
+from sdshim.daemon.checkpoint import checkpoint
 from sdshim.daemon.create import create
 from sdshim.daemon.delete import delete
 from sdshim.daemon.kill import kill
@@ -121,6 +122,10 @@ async def _resume(node: Node, call: Call, request: pb.ResumeRequest) -> bytes:
     return await resume(node, call, _task(node, call, request))
 
 
+async def _checkpoint(node: Node, call: Call, request: pb.CheckpointTaskRequest) -> bytes:
+    return await checkpoint(node, call, _task(node, call, request), request)
+
+
 async def _update(node: Node, call: Call, request: pb.UpdateTaskRequest) -> bytes:
     return await update(node, call, _task(node, call, request), request)
 
@@ -145,8 +150,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "Pause": Method(pb.PauseRequest, later=_pause),
         "Resume": Method(pb.ResumeRequest, later=_resume),
         "Update": Method(pb.UpdateTaskRequest, later=_update),
+        "Checkpoint": Method(pb.CheckpointTaskRequest, later=_checkpoint),
         "Kill": Method(pb.KillRequest, later=_kill),
         "Wait": Method(pb.WaitRequest, later=_wait),
     }
 )
-"""Every other method of the service answers Unimplemented (protocol 3.5)."""

@@ -1,10 +1,11 @@
 """The one table of a process's life: phase × observation → phase, effects.
 
 Pure. Nobody else changes a phase. An exit that is observed while an operation is under way
-(`creating`, `starting`) is *held*: it takes effect when that operation has been decided, so that
-the start event always stands before the exit event; an OOM kill is held in the same way, and told
-before the exit that it may have caused. The move into `exited` happens once. `diagram()` prints
-docs/lifecycle.md's table.
+(`creating`, `starting`, `restoring`, `checkpointing`) is *held*: it takes effect when that
+operation has been decided, so that the start event always stands before the exit event, and
+/tasks/checkpointed before the exit of a container that ends with its checkpoint; an OOM kill is
+held in the same way, and told before the exit that it may have caused. The move into `exited`
+happens once. `diagram()` prints docs/lifecycle.md's table.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class Phase(StrEnum):
     RUNNING = "running"
     PAUSING = "pausing"
     PAUSED = "paused"
+    CHECKPOINTING = "checkpointing"
+    CHECKPOINTING_PAUSED = "checkpointing while paused"
+    RESTORING = "restoring"
     EXITED = "exited"
     DELETED = "deleted"
 
@@ -45,6 +49,10 @@ class Seen(StrEnum):
     PAUSED = "paused"
     PAUSE_FAILED = "pause failed"
     RESUMED = "resumed"
+    CHECKPOINT_BEGUN = "checkpoint begun"
+    CHECKPOINTED = "checkpointed"
+    CHECKPOINT_FAILED = "checkpoint failed"
+    RESTORE_BEGUN = "restore begun"
     OOM = "OOM kill counted"
     EXITED = "exited"
     DELETED = "deleted"
@@ -59,6 +67,7 @@ class Effect(StrEnum):
     PUBLISH_RESUMED = "publish /tasks/resumed"
     PUBLISH_OOM = "publish /tasks/oom"
     SHOW_OOM = "say so in the unit's status text"
+    PUBLISH_CHECKPOINTED = "publish /tasks/checkpointed"
     PUBLISH_EXIT = "publish /tasks/exit"
     PUBLISH_DELETE = "publish /tasks/delete"
     ANSWER_WAITS = "answer Wait"
@@ -94,8 +103,14 @@ class IllegalMove(Exception):
     """An observation that cannot happen in this phase: a fault of ours, never a client's."""
 
 
+CHECKPOINTING = (Phase.CHECKPOINTING, Phase.CHECKPOINTING_PAUSED)
+"""Phases in which a checkpoint is being written."""
 _EXIT = (Effect.PUBLISH_EXIT, Effect.ANSWER_WAITS)
 _OOM = (Effect.PUBLISH_OOM, Effect.SHOW_OOM)
+_CHECKPOINTED = (Effect.PUBLISH_CHECKPOINTED,)
+_DELETE_UNSTARTED = (Effect.PUBLISH_DELETE, Effect.ANSWER_WAITS, Effect.FORGET)
+"""Of what never had a process: an exec, for which no event is made of it, or a container that was
+to be restored."""
 _P, _S = Phase, Seen
 
 TABLE: Mapping[tuple[Phase, Seen], Move] = MappingProxyType(
@@ -105,14 +120,20 @@ TABLE: Mapping[tuple[Phase, Seen], Move] = MappingProxyType(
         (_P.CREATING, _S.OOM): Move(_P.CREATING, hold=True),
         (_P.CREATING, _S.EXITED): Move(_P.CREATING, hold=True),
         (_P.CREATED, _S.START_BEGUN): Move(_P.STARTING),
+        (_P.CREATED, _S.RESTORE_BEGUN): Move(_P.RESTORING),
         (_P.CREATED, _S.OOM): Move(_P.CREATED, _OOM),
         (_P.CREATED, _S.EXITED): Move(_P.EXITED, _EXIT),
-        (_P.CREATED, _S.DELETED): Move(_P.DELETED, (Effect.ANSWER_WAITS, Effect.FORGET)),
+        (_P.CREATED, _S.DELETED): Move(_P.DELETED, _DELETE_UNSTARTED),
         (_P.STARTING, _S.STARTED): Move(_P.RUNNING, (Effect.PUBLISH_START,)),
         (_P.STARTING, _S.START_FAILED): Move(_P.CREATED),
         (_P.STARTING, _S.OOM): Move(_P.STARTING, hold=True),
         (_P.STARTING, _S.EXITED): Move(_P.STARTING, hold=True),
+        (_P.RESTORING, _S.STARTED): Move(_P.RUNNING, (Effect.PUBLISH_START,)),
+        (_P.RESTORING, _S.START_FAILED): Move(_P.CREATED),
+        (_P.RESTORING, _S.OOM): Move(_P.RESTORING, hold=True),
+        (_P.RESTORING, _S.EXITED): Move(_P.RESTORING, hold=True),
         (_P.RUNNING, _S.PAUSE_BEGUN): Move(_P.PAUSING),
+        (_P.RUNNING, _S.CHECKPOINT_BEGUN): Move(_P.CHECKPOINTING),
         (_P.RUNNING, _S.OOM): Move(_P.RUNNING, _OOM),
         (_P.RUNNING, _S.EXITED): Move(_P.EXITED, _EXIT),
         (_P.PAUSING, _S.PAUSED): Move(_P.PAUSED, (Effect.PUBLISH_PAUSED,)),
@@ -121,7 +142,16 @@ TABLE: Mapping[tuple[Phase, Seen], Move] = MappingProxyType(
         (_P.PAUSING, _S.EXITED): Move(_P.EXITED, _EXIT),
         (_P.PAUSED, _S.RESUMED): Move(_P.RUNNING, (Effect.PUBLISH_RESUMED,)),
         (_P.PAUSED, _S.OOM): Move(_P.PAUSED, _OOM),
+        (_P.PAUSED, _S.CHECKPOINT_BEGUN): Move(_P.CHECKPOINTING_PAUSED),
         (_P.PAUSED, _S.EXITED): Move(_P.EXITED, _EXIT),
+        (_P.CHECKPOINTING, _S.CHECKPOINTED): Move(_P.RUNNING, _CHECKPOINTED),
+        (_P.CHECKPOINTING, _S.CHECKPOINT_FAILED): Move(_P.RUNNING),
+        (_P.CHECKPOINTING, _S.OOM): Move(_P.CHECKPOINTING, _OOM),
+        (_P.CHECKPOINTING, _S.EXITED): Move(_P.CHECKPOINTING, hold=True),
+        (_P.CHECKPOINTING_PAUSED, _S.CHECKPOINTED): Move(_P.PAUSED, _CHECKPOINTED),
+        (_P.CHECKPOINTING_PAUSED, _S.CHECKPOINT_FAILED): Move(_P.PAUSED),
+        (_P.CHECKPOINTING_PAUSED, _S.OOM): Move(_P.CHECKPOINTING_PAUSED, _OOM),
+        (_P.CHECKPOINTING_PAUSED, _S.EXITED): Move(_P.CHECKPOINTING_PAUSED, hold=True),
         (_P.EXITED, _S.OOM): Move(_P.EXITED),
         (_P.EXITED, _S.EXITED): Move(_P.EXITED),
         (_P.EXITED, _S.DELETED): Move(_P.DELETED, (Effect.PUBLISH_DELETE, Effect.FORGET)),
@@ -130,7 +160,12 @@ TABLE: Mapping[tuple[Phase, Seen], Move] = MappingProxyType(
     }
 )
 
-_OPEN = (Phase.CREATING, Phase.STARTING)
+_OPEN = (
+    Phase.CREATING,
+    Phase.STARTING,
+    Phase.RESTORING,
+    *CHECKPOINTING,
+)
 """Phases in which an exit or an OOM kill is held."""
 
 

@@ -113,5 +113,8 @@ class Identity:
     """Of an exec; empty for the init process."""
     task_token: str = ""
     """Of an exec: the token of the task it runs in."""
+    checkpoint: str = ""
+    """Folder of the images that the container is restored from at its Start; empty for one that is
+    made anew."""
     private_pids: bool = True
     """False when the container shares a pid namespace: its processes outlive its init."""

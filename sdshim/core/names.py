@@ -61,6 +61,16 @@ def fuse_scope(key: TaskKey, number: int, token: str) -> str:
     return f"{stem}::fuse-{number}-{token[:8]}.scope"
 
 
+def mounts_unit(key: TaskKey) -> str:
+    """The service that mounts the rootfs of a container to be restored."""
+    return f"{PREFIX}{key.namespace.replace('-', ':')}-{key.id}::mounts{SUFFIX}"
+
+
+def checkpoint_unit(key: TaskKey) -> str:
+    """The service in which a container is checkpointed."""
+    return f"{PREFIX}{key.namespace.replace('-', ':')}-{key.id}::checkpoint{SUFFIX}"
+
+
 def parse_unit(unit: str) -> tuple[TaskKey, str | None] | None:
     """The task (and exec id) a unit name stands for, or None when the unit is not one of ours."""
     if not (unit.startswith(PREFIX) and unit.endswith(SUFFIX)):

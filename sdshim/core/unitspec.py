@@ -53,6 +53,8 @@ class InitUnit:
     description: str
     limits: tuple[tuple[str, int], ...] = ()
     """(`LimitNOFILE`…, value): what containers inherit when their spec names no rlimits."""
+    environment: tuple[str, ...] = ()
+    """What the runtime's environment has beside the unit's own, `NAME=value` each."""
     stop_signal: int = 15
     stop_timeout_us: int = 10_000_000
     start_timeout_us: int = 300_000_000
@@ -61,7 +63,8 @@ class InitUnit:
 def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
     """Properties of the service that is the container."""
     me = unit.identity
-    mounts = rootfs.lines(me, host)
+    # The rootfs of what is restored has been mounted at Create.
+    mounts = [] if me.checkpoint else rootfs.lines(me, host)
     # The hook puts the count of OOM kills by: the cgroup goes when the hook has ended.
     counters = "memory.events" if host.unified else "memory.oom_control"
     root = "/sys/fs/cgroup" if host.unified else "/sys/fs/cgroup/memory"
@@ -78,7 +81,7 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
         _exec("ExecStopPost", host, hook, privileged=True),
         ("KillSignal", "i", unit.stop_signal),
         ("TimeoutStopUSec", "t", unit.stop_timeout_us),
-        *_common(me, unit.state_dir, unit.description, unit.start_timeout_us),
+        *_common(me, unit.state_dir, unit.description, unit.start_timeout_us, unit.environment),
         *((name, "t", value) for name, value in unit.limits),
     ]
     if host.unified and host.systemd >= DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
@@ -116,13 +119,51 @@ def exec_properties(unit: ExecUnit, host: HostFacts) -> list[Property]:
     ]
 
 
-def _common(me: Identity, state_dir: str, description: str, timeout_us: int) -> list[Property]:
-    """What the units of init processes and of execs share."""
+@dataclass(frozen=True, slots=True)
+class OneshotUnit:
+    """All that a unit beside a container's is made from: it does one thing and ends."""
+
+    identity: Identity
+    """The container's, with the name and the token of this unit."""
+    folder: str
+    """Where its exit record and what it prints go."""
+    commands: tuple[tuple[str, ...], ...]
+    description: str
+    environment: tuple[str, ...] = ()
+    timeout_us: int = INFINITY
+
+
+def mount_commands(me: Identity, host: HostFacts) -> tuple[tuple[str, ...], ...]:
+    """The lines that mount a container's rootfs, for a unit of their own."""
+    return tuple(tuple(argv) for argv in rootfs.lines(me, host))
+
+
+def oneshot_properties(unit: OneshotUnit, host: HostFacts) -> list[Property]:
+    """Properties of a service that does one thing and leaves how it ended in an exit record."""
+    me = unit.identity
+    commands = [list(argv) for argv in unit.commands]
+    hook = [f"{host.launcher}/exit-hook", unit.folder]
+    return [
+        ("Type", "s", "oneshot"),
+        _exec("ExecStart", host, *commands, privileged=True),
+        _exec("ExecStopPost", host, hook, privileged=True),
+        *_common(me, unit.folder, unit.description, unit.timeout_us, unit.environment),
+    ]
+
+
+def _common(
+    me: Identity,
+    state_dir: str,
+    description: str,
+    timeout_us: int,
+    environment: tuple[str, ...] = (),
+) -> list[Property]:
+    """What all our units share."""
     return [
         ("Description", "s", description),
         ("Slice", "s", me.slice),
         ("After", "as", ["sdshim.target"]),
-        ("Environment", "as", _environment(me)),
+        ("Environment", "as", [*_environment(me), *environment]),
         ("StandardInput", "s", "null"),
         ("StandardOutputFileToAppend", "s", f"{state_dir}/stderr"),
         ("StandardErrorFileToAppend", "s", f"{state_dir}/stderr"),

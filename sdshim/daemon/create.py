@@ -18,10 +18,18 @@ from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
 from sdshim.core.names import TaskKey
 from sdshim.core.record import Record
-from sdshim.core.unitspec import InitUnit, init_properties
-from sdshim.daemon import exits, plan, streams, teardown, terminals, timings, units, update
+from sdshim.daemon import (
+    exits,
+    plan,
+    restore,
+    streams,
+    teardown,
+    terminals,
+    timings,
+    units,
+    update,
+)
 from sdshim.daemon.process import Task
-from sdshim.host.process import limits_of
 from sdshim.host.store import RUNTIME_COMMAND, STDERR
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.runtime import bundle
@@ -53,6 +61,8 @@ async def create(node: Node, call: Call, request: pb.CreateTaskRequest) -> bytes
     async with task.lock:
         try:
             await _prepare(node, task, planned)
+            if task.identity.checkpoint:
+                return await restore.create(node, call, task)
             result = await _start_unit(node, task, planned, call.peer_pid)
             return await _finish(node, task, call, result)
         except Exception as error:
@@ -77,7 +87,9 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
     folder = Path(me.bundle)
     # An unknown runtime fails here, before anything is made.
     node.runtime.create_argv(me, node.store.root)
-    node.store.make(me)
+    state_dir = node.store.make(me)
+    if me.checkpoint:
+        await node.runtime.criu.check(me.runtime.criu_path, state_dir)
     node.store.write(task.record)
     node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
     bundle.write(folder, bundle.TOKEN, me.token.encode())
@@ -91,17 +103,8 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
 async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> str:
     """Start the unit; how its start job ended."""
     me = task.identity
-    state_dir = node.store.folder(me)
-    unit = InitUnit(
-        identity=me,
-        state_dir=str(state_dir),
-        runtime_argv=tuple(node.runtime.create_argv(me, state_dir, streams.console(node, task))),
-        description=planned.description,
-        limits=limits_of(peer_pid),
-        stop_timeout_us=int(node.config.stop_timeout * 1e6),
-        start_timeout_us=int(node.config.create_timeout * 1e6),
-    )
-    return await units.start(node, task, init_properties(unit, node.facts))
+    argv = node.runtime.create_argv(me, node.store.folder(me), streams.console(node, task))
+    return await units.start_init(node, task, argv, planned.description, peer_pid)
 
 
 async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
@@ -129,10 +132,8 @@ async def _explain(node: Node, task: Task, result: str) -> ShimError:
     me = task.identity
     folder = node.store.folder(me)
     printed = " ".join(node.store.text(me, STDERR).split())
-    for mount in await timings.ran(node, me.unit, "ExecStartPre"):
-        if mount.failure:
-            text = printed or f"{mount.argv[0]}: {mount.failure}"
-            return UnknownError(f"failed to mount rootfs component: {text}")
+    if text := await timings.mount_failure(node, me.unit, "ExecStartPre", printed):
+        return UnknownError(text)
     default = f"unit {me.unit}: start job {result}"
     for create in await timings.ran(node, me.unit, "ExecStart"):
         if create.failure:
@@ -165,6 +166,9 @@ async def _resume(node: Node, task: Task, call: Call) -> bytes:
         if task.phase is not Phase.CREATING:
             return pb.CreateTaskResponse(pid=task.pid).SerializeToString()
         try:
+            if task.identity.checkpoint:
+                await _prepare(node, task, _plan_again(node, task, call))
+                return await restore.create(node, call, task)
             return await _finish(node, task, call, await _outcome(node, task, call))
         except Exception:
             await _roll_back(node, task)
@@ -182,9 +186,13 @@ async def _outcome(node: Node, task: Task, call: Call) -> str:
         return "done"
     if found:
         return "failed"
-    request = pb.CreateTaskRequest.FromString(call.payload)
-    planned = plan.make(request, call, node.config, me.containerd)
-    planned = replace(planned, identity=me)
+    planned = _plan_again(node, task, call)
     await teardown.remove_runtime(node, task)
     await _prepare(node, task, planned)
     return await _start_unit(node, task, planned, call.peer_pid)
+
+
+def _plan_again(node: Node, task: Task, call: Call) -> Plan:
+    request = pb.CreateTaskRequest.FromString(call.payload)
+    planned = plan.make(request, call, node.config, task.identity.containerd)
+    return replace(planned, identity=task.identity)

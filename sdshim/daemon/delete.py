@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sdshim.core.errors import NotFound, UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
-from sdshim.daemon import execs, teardown
+from sdshim.daemon import execs, teardown, units
 from sdshim.daemon.kill import kill_init
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.runtime import bundle
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from sdshim.daemon.process import Task
     from sdshim.ttrpc.server import Call
 
+CUT = {
+    Phase.STARTING: Seen.START_FAILED,
+    Phase.RESTORING: Seen.START_FAILED,
+    Phase.CHECKPOINTING: Seen.CHECKPOINT_FAILED,
+    Phase.CHECKPOINTING_PAUSED: Seen.CHECKPOINT_FAILED,
+}
 KILLED = 128 + signal.SIGKILL
 
 
@@ -33,13 +39,13 @@ async def delete(node: Node, call: Call, task: Task) -> bytes:
     async with task.lock:
         if task.phase is Phase.DELETED:
             raise NotFound("container not created: not found")
-        if task.phase in (Phase.RUNNING, Phase.STARTING):
+        if task.phase in (Phase.RUNNING, Phase.STARTING, Phase.RESTORING, Phase.CHECKPOINTING):
             raise UnknownError("cannot delete a running process")
-        if task.phase in (Phase.PAUSING, Phase.PAUSED):
+        if task.phase in (Phase.PAUSING, Phase.PAUSED, Phase.CHECKPOINTING_PAUSED):
             raise UnknownError("cannot delete a paused process")
         task.note(deleting=True)
         if task.phase is Phase.CREATED:
-            await _end(task)
+            await _end(node, task)
         return await _remove(node, task, call)
 
 
@@ -61,11 +67,15 @@ async def _remove_parts(node: Node, task: Task) -> None:
     await teardown.remove_all(node, task)
 
 
-async def _end(task: Task) -> None:
-    """SIGKILL to init, and wait until its end is known. The caller holds the task's lock, so a
-    start that is noted as under way was cut with an earlier daemon."""
-    if task.phase is Phase.STARTING:
-        task.see(Seen.START_FAILED)
+async def _end(node: Node, task: Task) -> None:
+    """SIGKILL to init, and wait until its end is known. The caller holds the task's lock, so what
+    is noted as under way was cut with an earlier daemon."""
+    cut = CUT.get(task.phase)
+    if cut:
+        task.see(cut)
+    if not task.pid:  # it was to be restored
+        await units.settle(node, task)
+        return
     with contextlib.suppress(NotFound):
         kill_init(task, signal.SIGKILL)
     await task.exited.wait()
@@ -107,5 +117,5 @@ async def cleanup(node: Node, key: TaskKey, token: str) -> bytes:
         if task.phase is Phase.DELETED:
             return teardown.response(task)
         if task.phase is not Phase.EXITED:
-            await _end(task)
+            await _end(node, task)
         return await _remove(node, task, None)

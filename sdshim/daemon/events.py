@@ -13,6 +13,7 @@ from sdshim.core.lifecycle import Effect
 from sdshim.core.model import Event
 from sdshim.pb import events_pb2 as pb
 from sdshim.pb import types_pb2
+from sdshim.pb.wellknown import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ def created(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
             stderr=me.stdio.stderr,
             terminal=me.stdio.terminal,
         ),
+        checkpoint=me.checkpoint,
         pid=life.pid,
     )
     return _event(seq, "/tasks/create", message, me, now_ns)
@@ -63,10 +65,15 @@ def exited(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
 
 
 def deleted(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
-    """/tasks/delete of the init process: its `id` is empty."""
-    assert life.exit is not None
-    message = pb.TaskDelete(container_id=me.id, pid=life.pid, exit_status=life.exit.status)
-    message.exited_at.FromNanoseconds(life.exit.time_ns)
+    """/tasks/delete of the init process: its `id` is empty. What was to be restored and never was
+    has status 0 and Go's zero time, as in stock."""
+    exit = life.exit
+    message = pb.TaskDelete(
+        container_id=me.id,
+        pid=life.pid,
+        exit_status=exit.status if exit else 0,
+        exited_at=timestamp(exit.time_ns if exit else None),
+    )
     return _event(seq, "/tasks/delete", message, me, now_ns)
 
 
@@ -83,6 +90,12 @@ def resumed(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
 def oom(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
     """/tasks/oom: the kernel has killed in the container for want of memory."""
     return _event(seq, "/tasks/oom", pb.TaskOOM(container_id=me.id), me, now_ns, me.traceparent)
+
+
+def checkpointed(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
+    """/tasks/checkpointed: `checkpoint` is the images' folder. Stock sends none."""
+    message = pb.TaskCheckpointed(container_id=me.id, checkpoint=me.checkpoint)
+    return _event(seq, "/tasks/checkpointed", message, me, now_ns)
 
 
 def exec_added(seq: int, me: Identity, life: Life, now_ns: int) -> Event:
@@ -104,6 +117,7 @@ INIT: Mapping[Effect, Make] = MappingProxyType(
         Effect.PUBLISH_PAUSED: paused,
         Effect.PUBLISH_RESUMED: resumed,
         Effect.PUBLISH_OOM: oom,
+        Effect.PUBLISH_CHECKPOINTED: checkpointed,
         Effect.PUBLISH_EXIT: exited,
         Effect.PUBLISH_DELETE: deleted,
     }

@@ -49,6 +49,8 @@ async def add(node: Node, call: Call, task: Task, request: pb.ExecProcessRequest
         raise AlreadyExists(f"id {request.exec_id}: already exists")
     if task.phase in STATES:
         raise UnknownError(f"cannot exec in a {STATES[task.phase]} state")
+    if not task.pid:
+        raise UnknownError("cannot exec in a created state")
     if pause.is_paused(task):
         raise UnknownError("cannot exec in a paused state")
     me = _identity(call, task, request)
@@ -105,6 +107,9 @@ async def start(node: Node, call: Call, child: Exec) -> bytes:
             return await _resume(node, call, child)
         if child.phase is not Phase.CREATED:
             raise UnknownError(REFUSED.get(child.phase, f"cannot start a {child.phase} process"))
+        if child.task.phase is Phase.CHECKPOINTING:  # the runtime would find it frozen by criu
+            async with child.task.lock:
+                pass
         _check_task(child.task)
         child.see(Seen.START_BEGUN, ooms=child.task.record.life.ooms)
         if child.failed:

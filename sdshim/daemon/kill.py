@@ -7,7 +7,6 @@ import signal
 from typing import TYPE_CHECKING
 
 from sdshim.core.errors import FailedPrecondition, InvalidArgument, NotFound
-from sdshim.core.lifecycle import Phase
 from sdshim.daemon import exits
 from sdshim.daemon.process import Exec
 from sdshim.host import cgroup, freezer
@@ -27,7 +26,7 @@ async def kill(call: Call, task: Process, number: int, everyone: bool) -> bytes:
         raise InvalidArgument(f"signal {number} does not exist")
     if exits.is_over(task):
         raise NotFound("process already finished: not found")
-    if isinstance(task, Exec) and task.phase is Phase.CREATED:
+    if not task.pid:  # an exec, or a container to be restored, before its Start
         raise FailedPrecondition("process not created: failed precondition")
     if call.recovered and number not in SAFE_TO_REPEAT:
         return b""

@@ -7,7 +7,9 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
+from sdshim.core import criu
 from sdshim.core import options as rules
+from sdshim.core.criu import Wish
 from sdshim.core.errors import InvalidArgument
 from sdshim.core.model import RuntimeOptions
 from sdshim.pb import runc_pb2
@@ -28,6 +30,8 @@ GENERIC = "runtimeoptions.v1.Options"
 OURS = "sdshim.v1.Options"
 LEGACY = "containerd.linux.runc.CreateOptions"
 """What ctr and docker of containerd's 1.6 time send to a runtime that is not called runc."""
+CHECKPOINT = ("containerd.runc.v1.CheckpointOptions", "containerd.linux.runc.CheckpointOptions")
+"""Of a Checkpoint; the second is the older name of the same fields."""
 MAX_TOML = 1 << 20
 SCHED_CORE = "SCHED_CORE"
 
@@ -63,6 +67,20 @@ def decode(options: AnyMessage, default_runtime: str) -> Options:
     raise InvalidArgument(
         f"options of type {kind[:256]!r} are not supported", hint=f"use {RUNC}, {GENERIC} or {OURS}"
     )
+
+
+def checkpoint(options: AnyMessage) -> Wish:
+    """The options of a Checkpoint; defaults without any. Raises InvalidArgument with the type's
+    name, or naming every fault."""
+    kind = type_name(options)
+    if not kind and not options.value:
+        return Wish()
+    if kind not in CHECKPOINT:
+        raise InvalidArgument(f"checkpoint options of type {kind[:256]!r} are not supported")
+    message = _parse(runc_pb2.CheckpointOptions(), options.value, f"options of type {kind}")
+    fields = _fields(message)
+    spaces = tuple(fields.pop("empty_namespaces", ()))
+    return criu.check(Wish(empty_namespaces=spaces, **fields))
 
 
 def warn(key: TaskKey, options: Options, started: Mapping[str, str]) -> None:

@@ -85,10 +85,10 @@ async def resume(node: Node, call: Call, task: Task) -> bytes:
 
 
 def is_paused(task: Task) -> bool:
-    """Whether the container stands still, whoever has done it."""
+    """Whether the container stands still, whoever has done it (but for criu, and for a moment)."""
     if task.phase is Phase.RUNNING:
         return freezer.frozen(task.identity.cgroup)
-    return task.phase in (Phase.PAUSING, Phase.PAUSED)
+    return task.phase in (Phase.PAUSING, Phase.PAUSED, Phase.CHECKPOINTING_PAUSED)
 
 
 def melt(task: Task) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sdshim.core import names, rootfs
 from sdshim.core.errors import InvalidArgument
 from sdshim.core.model import Identity, Mount, Stdio
-from sdshim.daemon import options, streams
+from sdshim.daemon import images, options, streams
 from sdshim.runtime import bundle
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
         names.check_id(call.namespace, "namespace"), names.check_id(request.id, "container id")
     )
     folder = bundle_folder(request.bundle)
-    if request.checkpoint:
-        raise InvalidArgument("restoring a checkpoint is not supported yet")
+    if request.parent_checkpoint:  # containerd never sends one
+        raise InvalidArgument("parent_checkpoint: no OCI runtime restores from two folders")
     stdio = Stdio(request.stdin, request.stdout, request.stderr, request.terminal)
     streams.check(stdio)
     spec = bundle.load_spec(folder)
     unit = names.init_unit(key)
-    slice_name, cgroup, ours = place(spec, key, unit)
     wished = options.decode(request.options, config.runtime)
+    checkpoint = request.checkpoint or wished.runtime.criu_image_path
+    slice_name, cgroup, ours = place(spec, key, unit, restored=bool(checkpoint))
     options.warn(key, wished, bundle.read_start(folder))
     identity = Identity(
         namespace=key.namespace,
@@ -59,8 +60,11 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
         rootfs=tuple(_mount(m) for m in request.rootfs),
         create_call=call.key,
         private_pids=bundle.private_pids(spec),
+        checkpoint=checkpoint,
     )
-    return Plan(identity, spec, _description(key, bundle.notes(spec)))
+    if checkpoint:
+        images.check(identity)
+    return Plan(identity, spec, describe(key, spec))
 
 
 def bundle_folder(path: str) -> Path:
@@ -77,20 +81,29 @@ def bundle_folder(path: str) -> Path:
     return Path(path)
 
 
-def place(spec: dict[str, Any], key: names.TaskKey, unit: str) -> tuple[str, str, bool]:
+def place(
+    spec: dict[str, Any], key: names.TaskKey, unit: str, *, restored: bool = False
+) -> tuple[str, str, bool]:
     """(slice, container's cgroup, whether it is ours) for a spec's cgroupsPath (design 4).
 
     Empty, `/<ns>/<id>`, `/docker/<id>` and `slice:prefix:name` are ours; another absolute path is
-    somebody else's and honoured as given.
+    somebody else's and honoured as given. The spec of what is restored is that of the container
+    that was checkpointed: there `<id>` may be another.
     """
     path = bundle.cgroups_path(spec)
     slice_name = names.namespace_slice(key.namespace)
     parts = path.split(":")
     if len(parts) == 3 and parts[0].endswith(".slice"):
         slice_name = parts[0]
-    elif path.startswith("/") and path not in (f"/{key.namespace}/{key.id}", f"/docker/{key.id}"):
+    elif path.startswith("/") and not _is_default(path, key, restored=restored):
         return slice_name, path, False
     return slice_name, f"{names.unit_cgroup(slice_name, unit)}/container", True
+
+
+def _is_default(path: str, key: names.TaskKey, *, restored: bool) -> bool:
+    """Whether a cgroupsPath is what clients write who have no wish."""
+    parent, _, last = path.rpartition("/")
+    return parent in (f"/{key.namespace}", "/docker") and (last == key.id or restored)
 
 
 def _mount(message: Any) -> Mount:
@@ -99,8 +112,9 @@ def _mount(message: Any) -> Mount:
     return mount
 
 
-def _description(key: names.TaskKey, notes: dict[str, str]) -> str:
+def describe(key: names.TaskKey, spec: dict[str, Any]) -> str:
     """`systemctl status`'s first line: containerd's name, then image, pod and container name."""
+    notes = bundle.notes(spec)
     words = [
         notes.get(name, "")
         for name in (

@@ -94,13 +94,15 @@ class Process:
         ooms: int | None = None,
         call: CallId | None = None,
         reply: RecordedReply | None = None,
+        checkpoint: str = "",
     ) -> None:
-        """Move on by an observation and commit it, with the reply it is the reason for.
+        """Move on by an observation and commit it, with the reply it is the reason for;
+        `checkpoint` is what /tasks/checkpointed tells.
 
         Raises ResourceExhausted when the record cannot be written; nothing has changed then.
         """
         life, effects = lifecycle.step(self.record.life, seen, pid=pid, exit=exit, ooms=ooms)
-        fresh = [] if self.muted else self._events(life, effects)
+        fresh = [] if self.muted else self._events(life, effects, checkpoint)
         replies = dict(self.record.replies)
         if call and reply:
             replies[call] = reply
@@ -160,9 +162,11 @@ class Process:
             log.error("exit of %s is not on disk: %s", self, error)
         self.record = changed
 
-    def _events(self, life: lifecycle.Life, effects: tuple[Effect, ...]) -> list[Event]:
+    def _events(
+        self, life: lifecycle.Life, effects: tuple[Effect, ...], checkpoint: str
+    ) -> list[Event]:
         now = time.time_ns()
-        me = self.identity
+        me = replace(self.identity, checkpoint=checkpoint) if checkpoint else self.identity
         return [
             self.makes[effect](self._node.publisher.next_seq(), me, life, now)
             for effect in effects

@@ -25,9 +25,12 @@ STATUS = {
     Phase.CREATING: task_types_pb2.UNKNOWN,
     Phase.CREATED: task_types_pb2.CREATED,
     Phase.STARTING: task_types_pb2.CREATED,
+    Phase.RESTORING: task_types_pb2.CREATED,
     Phase.RUNNING: task_types_pb2.RUNNING,
+    Phase.CHECKPOINTING: task_types_pb2.RUNNING,
     Phase.PAUSING: task_types_pb2.PAUSING,
     Phase.PAUSED: task_types_pb2.PAUSED,
+    Phase.CHECKPOINTING_PAUSED: task_types_pb2.PAUSED,
     Phase.EXITED: task_types_pb2.STOPPED,
     Phase.DELETED: task_types_pb2.STOPPED,
 }

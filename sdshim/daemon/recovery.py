@@ -114,6 +114,8 @@ async def _adopt(node: Node, task: Process) -> None:
         return
     if isinstance(task, Exec) and task.phase is not Phase.RUNNING:
         return
+    if not task.pid:  # a container that is not restored yet
+        return
     if _is_ours(node, task):
         exits.watch(node, task)
     else:

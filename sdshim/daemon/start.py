@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sdshim.core.errors import UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
-from sdshim.daemon import timings
+from sdshim.daemon import restore, timings
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.runtime.oci import wait_unlocked
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 REFUSED = {
     Phase.RUNNING: "cannot start a running process",
+    Phase.CHECKPOINTING: "cannot start a running process",
     Phase.PAUSING: "cannot start a paused process",
     Phase.PAUSED: "cannot start a paused process",
+    Phase.CHECKPOINTING_PAUSED: "cannot start a paused process",
     Phase.EXITED: "cannot start a stopped process",
     Phase.DELETED: "cannot start a deleted process",
 }
@@ -30,6 +32,8 @@ async def start(node: Node, call: Call, task: Task) -> bytes:
     async with task.lock:
         if task.phase is Phase.STARTING:
             return await _resume(node, call, task)
+        if task.phase is Phase.RESTORING or (task.phase is Phase.CREATED and not task.pid):
+            return await restore.start(node, call, task)
         if task.phase is not Phase.CREATED:
             raise UnknownError(REFUSED.get(task.phase, f"cannot start a {task.phase} process"))
         task.see(Seen.START_BEGUN)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core import rootfs
+from sdshim.core.lifecycle import Phase
 from sdshim.core.model import EXIT_UNKNOWN
-from sdshim.daemon import streams, terminals, timings, units
+from sdshim.daemon import oneshot, streams, terminals, timings, units
 from sdshim.host import mounts
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.pb.wellknown import timestamp
@@ -30,6 +31,7 @@ FUSE_END_S = 5.0
 
 async def remove_all(node: Node, task: Task) -> None:
     """Everything of a task but its record. Raises the first error; nothing is left out for it."""
+    await oneshot.forget_all(node, task)
     parts = await asyncio.gather(
         remove_runtime(node, task), units.settle(node, task), return_exceptions=True
     )
@@ -67,9 +69,11 @@ async def _end_scope(node: Node, scope: str) -> None:
 
 
 def response(task: Task) -> bytes:
-    """DeleteResponse of a task: its true end; status 255 when there never was one."""
+    """DeleteResponse of a task: its true end; without one 0 for what was to be restored, as in
+    stock, and 255 for a Create that has failed."""
     exit = task.record.life.exit
-    message = pb.DeleteResponse(pid=task.pid, exit_status=exit.status if exit else EXIT_UNKNOWN)
+    none = 0 if task.phase is Phase.CREATED else EXIT_UNKNOWN
+    message = pb.DeleteResponse(pid=task.pid, exit_status=exit.status if exit else none)
     set_time(message.exited_at, exit)
     return message.SerializeToString()
 

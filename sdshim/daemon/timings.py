@@ -58,17 +58,29 @@ async def ran(node: Node, unit: str, line: Literal["ExecStartPre", "ExecStart"])
     return found
 
 
+async def mount_failure(
+    node: Node, unit: str, line: Literal["ExecStartPre", "ExecStart"], printed: str
+) -> str:
+    """Stock's words when a mount line of the unit has failed; empty when none has."""
+    for mount in await ran(node, unit, line):
+        if mount.failure:
+            text = printed or f"{mount.argv[0]}: {mount.failure}"
+            return f"failed to mount rootfs component: {text}"
+    return ""
+
+
 async def record(node: Node, task: Process) -> None:
-    """Spans of the mounts and of the runtime's `create`, below the current span."""
+    """Spans of the mounts and of the runtime's `create` or `restore`, below the current span."""
     if not node.tracer.enabled:
         return
     me = task.identity
     for mount, asked in zip(await ran(node, me.unit, "ExecStartPre"), me.rootfs, strict=False):
         _span(node, "rootfs.mount", mount, {**about(task), "mount.type": asked.type or "bind"})
+    name = "runc.restore" if me.checkpoint else "runc.create"
     for create in await ran(node, me.unit, "ExecStart"):
         facts = {**about(task), "oci.runtime": PurePath(me.runtime.binary).name}
         pid = node.store.pid(me)
-        _span(node, "runc.create", create, {**facts, **({spans.PID: pid} if pid else {})})
+        _span(node, name, create, {**facts, **({spans.PID: pid} if pid else {})})
 
 
 def about(task: Process) -> dict[str, Value]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sdshim.core.unitspec import InitUnit, init_properties
 from sdshim.daemon import timings
 from sdshim.host import cgroup
+from sdshim.host.process import limits_of
 from sdshim.systemd.errors import NoSuchUnit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sdshim.core.model import Identity
     from sdshim.core.unitspec import Property
     from sdshim.daemon.node import Node
     from sdshim.daemon.process import Process
@@ -26,10 +29,37 @@ async def start(node: Node, process: Process, properties: Sequence[Property]) ->
     return result
 
 
+async def start_init(
+    node: Node,
+    task: Process,
+    argv: Sequence[str],
+    description: str,
+    peer_pid: int,
+    environment: tuple[str, ...] = (),
+) -> str:
+    """Start the unit that is the container, with the OCI runtime's `argv`; how its job ended.
+    The container has the limits of the process `peer_pid`, containerd."""
+    unit = InitUnit(
+        identity=task.identity,
+        state_dir=str(node.store.folder(task.identity)),
+        runtime_argv=tuple(argv),
+        description=description,
+        limits=limits_of(peer_pid),
+        environment=environment,
+        stop_timeout_us=int(node.config.stop_timeout * 1e6),
+        start_timeout_us=int(node.config.create_timeout * 1e6),
+    )
+    return await start(node, task, init_properties(unit, node.facts))
+
+
 async def begun_before(node: Node, process: Process) -> str | None:
     """How the start job that an earlier daemon queued ended, or ends; None when there is no unit
     with our token (any more)."""
-    me = process.identity
+    return await start_before(node, process.identity)
+
+
+async def start_before(node: Node, me: Identity) -> str | None:
+    """The same for any unit with a token."""
     if f"SDSHIM_TOKEN={me.token}" not in await node.manager.environment(me.unit):
         return None
     job = await node.manager.starting(me.unit)
@@ -51,8 +81,13 @@ async def settle(node: Node, process: Process) -> None:
 async def forget(node: Node, process: Process) -> None:
     """Let systemd collect the unit, and wait for it: only then can its name be used again."""
     me = process.identity
-    await node.manager.reset_failed(me.unit)
-    await node.manager.unref(me.unit)
-    await node.manager.when_removed(me.unit)
+    await collect(node, me.unit)
     if me.owns_cgroup and not me.exec_id:
         cgroup.prune(me.cgroup.rpartition("/")[0])
+
+
+async def collect(node: Node, unit: str) -> None:
+    """The same for a unit by its name."""
+    await node.manager.reset_failed(unit)
+    await node.manager.unref(unit)
+    await node.manager.when_removed(unit)

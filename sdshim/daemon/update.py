@@ -40,6 +40,8 @@ async def update(node: Node, call: Call, task: Task, request: pb.UpdateTaskReque
         if task.phase in (Phase.EXITED, Phase.DELETED) or task.ending:
             word = "deleted" if task.phase is Phase.DELETED else "stopped"
             raise UnknownError(f"cannot update a {word} container")
+        if not task.pid:
+            raise UnknownError("cannot update a container before it is restored")
         kind = type_name(request.resources)
         if kind != RESOURCES_URL:
             raise InvalidArgument(f"resources of type {kind!r} are not an OCI LinuxResources")

@@ -81,8 +81,8 @@ class Store:
         replace(path, data)
 
     def rewind(self, me: Identity) -> None:
-        """Forget a run that came to nothing: the same exec may be started again."""
-        for name in (EXIT, EXEC_PID, MAIN_PID, STDERR, RUNTIME_LOG):
+        """Forget a run that came to nothing: it may be started again."""
+        for name in (EXIT, INIT_PID, EXEC_PID, MAIN_PID, STDERR, RUNTIME_LOG):
             (self.folder(me) / name).unlink(missing_ok=True)
 
     def remove(self, me: Identity) -> None:
@@ -131,11 +131,7 @@ class Store:
 
     def text(self, me: Identity, name: str) -> str:
         """The first 16 KiB of a file of the incarnation; empty when it is missing."""
-        try:
-            with (self.folder(me) / name).open("rb") as file:
-                return file.read(16 << 10).decode(errors="replace").strip()
-        except OSError:
-            return ""
+        return read_text(self.folder(me) / name)
 
     def pid(self, me: Identity) -> int:
         """The pid that the OCI runtime wrote, 0 when there is none yet."""
@@ -148,6 +144,15 @@ class Store:
     def _number(self, me: Identity, name: str) -> int:
         text = self.text(me, name)
         return int(text) if text.isdigit() else 0
+
+
+def read_text(path: Path) -> str:
+    """The first 16 KiB of a file; empty when it is missing."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16 << 10).decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -10,7 +10,8 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sdshim.core.model import RuntimeOptions
+    from sdshim.core.criu import Wish
+    from sdshim.core.model import Identity, RuntimeOptions
 
 LOG = "runtime.log"
 PID_FILE = "init.pid"
@@ -71,6 +72,41 @@ def resume(base: list[str], task_id: str) -> list[str]:
 def update(base: list[str], task_id: str) -> list[str]:
     """`update` of the container's limits with a LinuxResources on stdin."""
     return [*base, "update", "--resources=-", task_id]
+
+
+def checkpoint(base: list[str], wish: Wish, images: str, work: str, task_id: str) -> list[str]:
+    """`checkpoint` into the folder `images`; criu's log goes to `work`. Without `--leave-running`
+    the container ends and the runtime forgets it."""
+    argv = [*base, "checkpoint", "--image-path", images, "--work-path", work, *_allowed(wish)]
+    argv += ["--manage-cgroups-mode", wish.cgroups_mode] if wish.cgroups_mode else []
+    return [*argv, *([] if wish.exit else ["--leave-running"]), task_id]
+
+
+def restore(
+    base: list[str], me: Identity, wish: Wish, state_dir: str, work: str, console: str = ""
+) -> list[str]:
+    """`restore` of the images in `me.checkpoint`, detached: returns when the processes run. criu
+    must be allowed once more what the checkpoint was allowed (`wish`)."""
+    argv = [*base, "restore", "--image-path", me.checkpoint, "--work-path", work, *_allowed(wish)]
+    argv += ["--detach", "--pid-file", f"{state_dir}/{PID_FILE}"]
+    argv += ["--console-socket", console] if console else []
+    if not base[0].rpartition("/")[2].startswith("crun"):  # which knows neither
+        argv += ["--no-pivot"] if me.runtime.no_pivot_root else []
+        argv.append("--no-subreaper")
+    return [*argv, "--bundle", me.bundle, me.id]
+
+
+def _allowed(wish: Wish) -> list[str]:
+    switches = {
+        "--tcp-established": wish.open_tcp,
+        "--ext-unix-sk": wish.external_unix_sockets,
+        "--shell-job": wish.terminal,
+        "--file-locks": wish.file_locks,
+    }
+    argv = [name for name, on in switches.items() if on]
+    for namespace in wish.empty_namespaces:
+        argv += ["--empty-ns", namespace]
+    return argv
 
 
 def exec_fifo(options: RuntimeOptions, namespace: str, task_id: str) -> str:

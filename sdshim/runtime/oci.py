@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from sdshim.core.errors import ShimError, UnknownError
 from sdshim.runtime import commands, process
+from sdshim.runtime.criu import Criu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from sdshim.core.criu import Wish
     from sdshim.core.model import Identity
 
 START_LOCK = "start.lock"
@@ -27,6 +29,7 @@ class OciRuntime:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = process.clean_environment(environment)
+        self.criu = Criu(self._environment)
 
     def create_argv(self, me: Identity, state_dir: Path, console: str = "") -> list[str]:
         """What the unit's ExecStart runs. Raises NotFound for an unknown runtime."""
@@ -36,6 +39,20 @@ class OciRuntime:
     def exec_argv(self, me: Identity, state_dir: Path, console: str = "") -> list[str]:
         """What an exec's subreaper runs."""
         return commands.exec_process(self._base(me, state_dir), str(state_dir), me.id, console)
+
+    def checkpoint_argv(
+        self, me: Identity, state_dir: Path, wish: Wish, images: Path, work: Path
+    ) -> list[str]:
+        """What a checkpoint's unit runs; the runtime's log goes to `state_dir`."""
+        base = self._base(me, state_dir)
+        return commands.checkpoint(base, wish, str(images), str(work), me.id)
+
+    def restore_argv(
+        self, me: Identity, state_dir: Path, wish: Wish, work: Path, console: str = ""
+    ) -> list[str]:
+        """What the ExecStart of a restored container's unit runs."""
+        base = self._base(me, state_dir)
+        return commands.restore(base, me, wish, str(state_dir), str(work), console)
 
     def command_prefix(self, me: Identity) -> list[str]:
         """Runtime and state root, for whoever must clean up without us."""
@@ -101,8 +118,11 @@ class OciRuntime:
 
     def failure(self, state_dir: Path, prefix: str, default: str) -> UnknownError:
         """The error that the runtime's log of this task tells, or `default`."""
-        log = _tail(state_dir / commands.LOG)
-        return UnknownError(f"{prefix}: {commands.error_text(log, '') or default}")
+        return UnknownError(f"{prefix}: {self.complaint(state_dir, '') or default}")
+
+    def complaint(self, state_dir: Path, printed: str) -> str:
+        """What the runtime's log in a folder complains of, else what it has printed."""
+        return commands.error_text(_tail(state_dir / commands.LOG), printed)
 
     def _base(self, me: Identity, state_dir: Path) -> list[str]:
         binary = process.find(me.runtime.binary)

@@ -24,17 +24,18 @@ LOCK_FD = 3
 NO_INPUT = Path("/dev/null")
 
 
-def find(binary: str) -> str:
-    """Absolute path of the runtime. Raises NotFound in the words Go's exec would use."""
+def find(binary: str, what: str = "OCI runtime") -> str:
+    """Absolute path of a program. Raises NotFound in the words Go's exec would use."""
     path = shutil.which(binary)
     if path is None:
         place = "executable file not found in $PATH"
         if "/" in binary:
             there = os.access(binary, os.F_OK)
             place = "permission denied" if there else "no such file or directory"
+        option = "BinaryName" if what == "OCI runtime" else "CriuPath"
         raise NotFound(
-            f'OCI runtime "{binary}" cannot be run: exec: "{binary}": {place}',
-            hint="install it, or name another in the runtime options (BinaryName)",
+            f'{what} "{binary}" cannot be run: exec: "{binary}": {place}',
+            hint=f"install it, or name another in the runtime options ({option})",
         )
     return path
 

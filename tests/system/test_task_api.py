@@ -21,7 +21,6 @@ pytestmark = pytest.mark.system
 UNKNOWN, INVALID, DEADLINE, NOT_FOUND, EXISTS, UNIMPLEMENTED = 2, 3, 4, 5, 6, 12
 NO_TASK = (NOT_FOUND, "container not created: not found")
 FINISHED = (NOT_FOUND, "process already finished: not found")
-NOT_YET = ("Checkpoint",)
 SIGTERM, SIGKILL = 15, 9
 
 
@@ -92,13 +91,6 @@ def test_a_signal_that_does_not_exist_is_refused(rig: Rig, number: int) -> None:
     error = rig.refused("Kill", id="steady", signal=number)
     assert error == (INVALID, f"signal {number} does not exist")
     assert rig.call("State", id="steady").status == task_types_pb2.RUNNING
-
-
-@pytest.mark.parametrize("service", [V2, V3])
-@pytest.mark.parametrize("method", NOT_YET)
-def test_every_other_method_is_unimplemented(rig: Rig, service: str, method: str) -> None:
-    rig.listen("default")
-    assert rig.refused(method, service=service, id="x") == (UNIMPLEMENTED, f"method {method}")
 
 
 def test_unknown_services_and_methods_are_unimplemented(rig: Rig, host: Host) -> None:

@@ -160,3 +160,34 @@ def test_a_failed_create_publishes_nothing() -> None:
 
 def test_the_diagram_has_a_row_for_each_cell() -> None:
     assert len(lifecycle.diagram().splitlines()) == len(TABLE) + 2
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
+@pytest.mark.parametrize("exit_first", [False, True])
+def test_a_checkpoint_is_told_before_the_exit_that_comes_with_it(
+    *, paused: bool, exit_first: bool
+) -> None:
+    pause = [Seen.PAUSE_BEGUN, Seen.PAUSED] if paused else []
+    end = [Seen.EXITED, Seen.CHECKPOINTED] if exit_first else [Seen.CHECKPOINTED, Seen.EXITED]
+    begin = [Seen.CREATED, Seen.START_BEGUN, Seen.STARTED, *pause, Seen.CHECKPOINT_BEGUN]
+    life, effects = _walk(*begin, *end)
+    assert life.phase is Phase.EXITED
+    assert effects[-3:] == [
+        Effect.PUBLISH_CHECKPOINTED,
+        Effect.PUBLISH_EXIT,
+        Effect.ANSWER_WAITS,
+    ]
+
+
+@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.PAUSED])
+@pytest.mark.parametrize("end", [Seen.CHECKPOINTED, Seen.CHECKPOINT_FAILED])
+def test_a_checkpoint_leaves_the_phase_as_it_was(phase: Phase, end: Seen) -> None:
+    life, _ = step(Life(phase=phase, pid=5), Seen.CHECKPOINT_BEGUN)
+    assert life.phase in lifecycle.CHECKPOINTING
+    assert step(life, end)[0].phase is phase
+
+
+def test_a_restore_that_fails_leaves_the_task_created_and_can_be_deleted() -> None:
+    life, effects = _walk(Seen.CREATED, Seen.RESTORE_BEGUN, Seen.START_FAILED, Seen.DELETED)
+    assert life.phase is Phase.DELETED
+    assert [e for e in effects if e in PUBLISHED] == [Effect.PUBLISH_CREATE, Effect.PUBLISH_DELETE]

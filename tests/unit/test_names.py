@@ -28,6 +28,13 @@ def test_the_longest_legal_exec_unit_fits_a_unit_name() -> None:
     assert len(names.exec_unit(TaskKey(longest, longest), longest)) <= 255
 
 
+def test_no_exec_has_the_name_of_a_unit_that_works_for_a_task() -> None:
+    key = TaskKey("default", "a")
+    for unit in (names.mounts_unit(key), names.checkpoint_unit(key)):
+        assert names.parse_unit(unit) is None
+        assert unit.startswith("sdshim-default-a:")
+
+
 def test_dashes_in_namespace_and_id_do_not_make_two_tasks_one_unit() -> None:
     one = names.init_unit(TaskKey("a", "b-c"))
     other = names.init_unit(TaskKey("a-b", "c"))

@@ -12,8 +12,10 @@ from sdshim.core.unitspec import (
     ExecUnit,
     HostFacts,
     InitUnit,
+    OneshotUnit,
     exec_properties,
     init_properties,
+    oneshot_properties,
 )
 from tests.unit.test_record import IDENTITY
 
@@ -108,3 +110,22 @@ def test_an_exec_has_no_dependency_that_could_start_its_container_again() -> Non
 def test_streams_that_were_not_asked_for_are_dashes() -> None:
     argv = _start(_properties())
     assert argv[3:7] == ["/i", "/o", "-", "--"]
+
+
+def test_what_is_restored_is_not_mounted_by_its_own_unit() -> None:
+    assert "ExecStartPreEx" in _properties()
+    found = _properties(identity=replace(IDENTITY, checkpoint="/images"))
+    assert "ExecStartPreEx" not in found
+    assert found["PIDFile"] == "/state/init.pid"
+
+
+def test_a_oneshot_unit_leaves_a_record_of_its_end_and_is_never_run_again() -> None:
+    me = replace(IDENTITY, unit="u::checkpoint.service", token="t" * 32)
+    unit = OneshotUnit(me, "/state/x", (("/bin/a", "1"), ("/bin/b",)), "text", ("A=b",))
+    found = {name: value for name, _, value in oneshot_properties(unit, NEW)}
+    assert found["Type"] == "oneshot"
+    assert [line[1] for line in found["ExecStartEx"]] == [["/bin/a", "1"], ["/bin/b"]]
+    assert found["ExecStopPostEx"][0][1] == ["/l/exit-hook", "/state/x"]
+    assert found["Asserts"] == [("AssertPathExists", False, True, "/state/x/exit")]
+    assert {f"SDSHIM_TOKEN={'t' * 32}", "A=b"} <= set(found["Environment"])
+    assert found["TimeoutStartUSec"] == 2**64 - 1

@@ -1,0 +1,86 @@
+"""The door to criu: whether it can work here, and what an OCI runtime that runs it is given.
+
+The OCI runtimes look for `criu` in PATH and start it themselves; what they cannot tell it stands in
+a file that the environment names (core/criu.py).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdshim.core import criu
+from sdshim.core.errors import FailedPrecondition, NotFound, ResourceExhausted
+from sdshim.runtime import process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONFIG = "criu.conf"
+OUTPUT = "criu.out"
+WORK = "work"
+_BIN = "bin"
+
+
+class Criu:
+    """Asks criu about itself; holds no state but the environment it is run with."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    async def check(self, path: str, folder: Path) -> tuple[int, int]:
+        """The version of the criu at `path` (empty: the one in PATH) that works on this machine;
+        its output goes to `folder`. Raises FailedPrecondition when it is missing, too old, or says
+        itself that it cannot work here."""
+        try:
+            binary = process.find(path or "criu", "criu")
+        except NotFound as error:
+            raise FailedPrecondition(str(error)) from error
+        output = folder / OUTPUT
+        await process.run([binary, "--version"], self._environment, output)
+        found = criu.version(_text(output))
+        if found is None:
+            raise FailedPrecondition(f"{binary} is not criu", cause=_text(output)[:200].strip())
+        number = ".".join(map(str, found))
+        if found < criu.MINIMUM:
+            least = ".".join(map(str, criu.MINIMUM))
+            raise FailedPrecondition(f"criu {number} is too old: {least} or newer is needed")
+        if await process.run([binary, "check"], self._environment, output):
+            raise FailedPrecondition(
+                f"criu {number} does not work on this machine",
+                cause=criu.errors(_text(output)),
+                hint="see `criu check`",
+            )
+        return found
+
+    def environment(self, path: str, folder: Path, config: str) -> tuple[str, ...]:
+        """What the environment of an OCI runtime needs (`NAME=value`) to run the criu at `path`
+        with the configuration `config`; the files for it go to `folder`."""
+        try:
+            (folder / CONFIG).write_text(config)
+            words = [f"{criu.CONFIG_VARIABLE}={folder / CONFIG}"]
+            if path:
+                (folder / _BIN).mkdir(mode=0o700, exist_ok=True)
+                link = folder / _BIN / "criu"
+                link.unlink(missing_ok=True)
+                link.symlink_to(path)
+                words.append(f"PATH={folder / _BIN}:{self._environment.get('PATH', os.defpath)}")
+        except OSError as error:
+            raise ResourceExhausted(f"cannot write in {folder}", cause=str(error)) from error
+        return tuple(words)
+
+
+def stream_key(process_id: str, fd: int) -> str:
+    """criu's key of a file that a process (or `self`) has open. Raises OSError."""
+    inode = Path(f"/proc/{process_id}/fd/{fd}").stat().st_ino
+    info = Path(f"/proc/{process_id}/fdinfo/{fd}").read_text()
+    facts = dict(line.partition(":")[::2] for line in info.splitlines())
+    return criu.key(int(facts["mnt_id"]), inode)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
