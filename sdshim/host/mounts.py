@@ -15,6 +15,8 @@ from pathlib import Path
 from sdshim.core.errors import UnknownError
 
 UMOUNT_NOFOLLOW = 8
+MNT_DETACH = 2
+UNREACHABLE = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ESTALE)
 BUSY_TRIES = 50
 BUSY_WAIT_S = 0.05
 
@@ -48,18 +50,25 @@ async def unmount_tree(path: Path) -> None:
 def _unmount_tree(path: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    for point in mount_points(path, table):
-        _unmount(libc, point)
+    flags = UMOUNT_NOFOLLOW
+    for point in mount_points(path.parent.resolve() / path.name, table):
+        if not _unmount(libc, point, flags):
+            flags |= MNT_DETACH
 
 
-def _unmount(libc: ctypes.CDLL, point: Path) -> None:
+def _unmount(libc: ctypes.CDLL, point: Path, flags: int) -> bool:
+    """False when it cannot be reached, below a FUSE mount whose program is dead: then it has to go
+    with that one."""
     busy = 0
-    while libc.umount2(os.fsencode(point), UMOUNT_NOFOLLOW) != 0:
+    while libc.umount2(os.fsencode(point), flags) != 0:
         code = ctypes.get_errno()
         if code in (errno.EINVAL, errno.ENOENT):
-            return
+            return True
+        if code in UNREACHABLE:
+            return False
         if code != errno.EBUSY or busy == BUSY_TRIES:
             raise UnknownError(f"failed rootfs umount: {point}: {os.strerror(code)}")
         busy += 1
         # The kernel tells nobody when a mount stops being busy: stock tries again as well.
         time.sleep(BUSY_WAIT_S)
+    return True

@@ -9,6 +9,8 @@ import sys
 import time
 
 _UMOUNT_NOFOLLOW = 8
+_MNT_DETACH = 2
+_UNREACHABLE = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ESTALE)
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _BUSY = 0.3
 
@@ -31,20 +33,28 @@ def unmount_below(directory: str, deadline: float) -> bool:
     """Unmount; a mount still busy after a moment is left to containerd, which tries again."""
     with open("/proc/self/mountinfo", "rb") as file:
         paths = mount_points(directory, file.read())
-    return all([_unmount(path, deadline) for path in paths])  # noqa: C419  try each
+    flags, done = _UMOUNT_NOFOLLOW, True
+    for path in paths:
+        code = _unmount(path, flags, deadline)
+        if code in _UNREACHABLE:  # below a FUSE mount whose program is dead: it goes with that one
+            flags |= _MNT_DETACH
+        elif code:
+            sys.stderr.write(f"cannot unmount {os.fsdecode(path)}: {os.strerror(code)}\n")
+            done = False
+    return done
 
 
-def _unmount(path: bytes, deadline: float) -> bool:
+def _unmount(path: bytes, flags: int, deadline: float) -> int:
+    """Until nothing is left on a mount point; the error's number, 0 when all went."""
     import ctypes  # only when there is something to unmount
 
     libc = ctypes.CDLL(None, use_errno=True)
     deadline = min(deadline, time.monotonic() + _BUSY)
-    while libc.umount2(path, _UMOUNT_NOFOLLOW) != 0:
-        error = ctypes.get_errno()
-        if error in (errno.EINVAL, errno.ENOENT):
-            return True  # gone with its parent
-        if error != errno.EBUSY or time.monotonic() > deadline:
-            sys.stderr.write(f"cannot unmount {os.fsdecode(path)}: {os.strerror(error)}\n")
-            return False
+    while libc.umount2(path, flags) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.EINVAL, errno.ENOENT):
+            return 0  # gone with its parent
+        if code != errno.EBUSY or time.monotonic() > deadline:
+            return code
         time.sleep(0.02)
-    return True
+    return 0

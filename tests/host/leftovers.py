@@ -149,7 +149,7 @@ def _belongs(path: str, name: str) -> bool:
 
 def _left_files(root: Path) -> Iterator[str]:
     for top in _PER_NAMESPACE:
-        for path in _glob(root, f"{top}/*/*"):
+        for path in _glob(root, f"{top}/*/[!.]*"):  # crun keeps its seccomp filters in .cache
             yield f"runtime state /{path.relative_to(root)}"
     for top in _PER_CONTAINER:
         for path in _glob(root, f"{top}/*"):

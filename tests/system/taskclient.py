@@ -226,6 +226,7 @@ class Rig:
                 if bundle.outside.exists():
                     self.give_up(bundle)
                 bundle.close()
+            self._take_the_last_events()
         finally:
             for connection in self._all:
                 connection.close()
@@ -233,6 +234,13 @@ class Rig:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+    def _take_the_last_events(self) -> None:
+        """A record stays until its events are taken: nobody takes them when we have left."""
+        kept = [self.host.path(f"/run/sdshim/t/{b.namespace}/{b.id}") for b in self._bundles]
+        deadline = time.monotonic() + 2
+        while any(path.exists() for path in kept) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     # --- the loop
 

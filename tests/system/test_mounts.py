@@ -468,6 +468,47 @@ def test_a_missing_fuse_program_is_named(rig: Rig, host: Host) -> None:
     assert scopes(host) == []
 
 
+def test_a_fuse_program_that_hangs_is_ended_when_containerd_gives_up(rig: Rig, host: Host) -> None:
+    program = host.path("/usr/local/bin/hanging-fuse")
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    try:
+        bundle = rig.bundle("hung", spec=spec_with("true"))
+        mount = fuse("fuse3.hanging-fuse")
+        sent = rig.begin("Create", id="hung", bundle=bundle.path, rootfs=[mount])
+        eventually(lambda: len(scopes(host)) == 1, "the program has a scope")
+        assert rig.give_up(bundle).exit_status == 137
+        error = sent.exception(15)
+        assert "failed to mount rootfs component" in str(error)
+        eventually(lambda: scopes(host) == [], "the program has ended")
+    finally:
+        program.unlink()
+
+
+def test_a_daemon_that_dies_while_a_fuse_program_starts_goes_on_with_create(
+    rig: Rig, host: Host
+) -> None:
+    sh(host, "mkdir upper work; mkfifo go")
+    program = host.path("/usr/local/bin/slow-fuse")
+    program.write_text(f'#!/bin/sh\nread x <{WORK}/go\nexec fuse-overlayfs "$@"\n')
+    program.chmod(0o755)
+    try:
+        bundle = rig.bundle("slow", spec=spec_with("sh", "-c", "exit 6"))
+        mount = fuse("fuse3.slow-fuse")
+        sent = rig.begin("Create", id="slow", bundle=bundle.path, rootfs=[mount])
+        eventually(lambda: len(scopes(host)) == 1, "the program has a scope")
+        host.run(["systemctl", "kill", "-s", "KILL", "sdshim.service"])
+        sh(host, "echo >go")
+        assert sent.result(15).pid
+        rig.call("Start", id="slow")
+        assert rig.call("Wait", id="slow").exit_status == 6
+        rig.call("Delete", id="slow")
+        assert mounts(host, bundle.path) == []
+        assert scopes(host) == []
+    finally:
+        program.unlink()
+
+
 # --- undoing
 
 
@@ -480,6 +521,38 @@ def test_what_others_mounted_in_a_rootfs_goes_with_it(rig: Rig, host: Host) -> N
     host.run(["mount", "-t", "tmpfs", "tmpfs", f"{rootfs}/a/with space"])
     host.run(["mount", "-t", "tmpfs", "tmpfs", f"{rootfs}/a/with space"])
     rig.call("Delete", id="guests")
+    assert mounts(host, bundle.path) == []
+
+
+@pytest.mark.parametrize("by", ["Delete", "the launcher"])
+def test_mounts_below_a_dead_fuse_program_go_with_its_mount(rig: Rig, host: Host, by: str) -> None:
+    sh(host, "mkdir -p upper/a/b work")
+    bundle = create(rig, "dead", [fuse(), tmpfs("/a")])
+    rig.call("Kill", id="dead", signal=9)
+    rig.call("Wait", id="dead")
+    host.run(["systemctl", "kill", "-s", "KILL", *scopes(host)])
+    eventually(lambda: scopes(host) == [], "the program is dead")
+    if by == "Delete":
+        rig.call("Delete", id="dead")
+    else:
+        host.run(["systemctl", "stop", "sdshim.socket", "sdshim.service"])
+        try:
+            rig.give_up(bundle)
+        finally:
+            host.run(["systemctl", "start", "sdshim.socket", "sdshim.service"])
+    assert mounts(host, bundle.path) == []
+
+
+def test_a_bundle_behind_a_symbolic_link_is_unmounted(rig: Rig, host: Host) -> None:
+    """containerd's state directory may be given as /var/run/containerd."""
+    sh(host, "mkdir -p upper/a work")
+    bundle = rig.bundle("linked", spec=spec_with("true"))
+    link = host.path(f"{WORK}/link")
+    link.symlink_to("../b/default")
+    path = f"{WORK}/link/linked"
+    rig.call("Create", id="linked", bundle=path, rootfs=[overlay(ROOTFS), tmpfs("/a")])
+    assert len(mounts(host, bundle.path)) == 2
+    rig.call("Delete", id="linked")
     assert mounts(host, bundle.path) == []
 
 
