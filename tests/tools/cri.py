@@ -83,6 +83,10 @@ MESSAGES = {
     # exec
     "ExecSyncRequest": "1 container_id str, 2 cmd *str, 3 timeout i64",
     "ExecSyncResponse": "1 stdout bytes, 2 stderr bytes, 3 exit_code i32",
+    "Exec": "1 container_id str, 2 cmd *str, 3 tty bool, 4 stdin bool, 5 stdout bool, "
+    "6 stderr bool",
+    "Attach": "1 container_id str, 2 stdin bool, 3 tty bool, 4 stdout bool, 5 stderr bool",
+    "Streaming": "1 url str",
     # numbers
     "CpuUsage": "1 timestamp i64, 2 usage_core_nano_seconds Number",
     "MemoryUsage": "1 timestamp i64, 2 working_set_bytes Number, 4 usage_bytes Number, "
@@ -115,6 +119,8 @@ METHODS = {
     "UpdateContainerResources": ("UpdateResources", "Empty"),
     "ReopenContainerLog": ("ContainerId", "Empty"),
     "ExecSync": ("ExecSyncRequest", "ExecSyncResponse"),
+    "Exec": ("Exec", "Streaming"),
+    "Attach": ("Attach", "Streaming"),
 }
 
 _TYPES = messages("sdshim.tests.cri", MESSAGES)

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import grpc
+import pytest
 
 from sdshim.core import names
 from tests.host import BUSYBOX, PAUSE, Host
 from tests.tools import cri
+from tests.tools.remotecommand import RemoteCommand
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.tools.cri import Cri
+
+MARKS = [
+    pytest.mark.system,
+    pytest.mark.cri,
+    pytest.mark.cgroup("v1"),  # the CRI sets cpu shares, which a host's v2 may not have
+    pytest.mark.roots("trixie", "mixed"),
+]
+"""Of every test here, unless it says else."""
 
 NAMESPACE = "k8s.io"
 SHIM = "/usr/local/bin/containerd-shim-systemd-v1"
 BUNDLES = f"/run/containerd/io.containerd.runtime.v2.task/{NAMESPACE}"
 SUBNET = "10.88.0"
 LOGS = "/var/log/pods"
+SLEEP = "sleep 1000 & wait"
+GRACEFUL = "trap 'echo bye; exit 3' TERM; echo ready; sleep 1000 & wait"
+STUBBORN = "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"
 
 # What the CRI needs of a containerd, by its version: 2.0 took the plugin apart.
 _CONFIG_V2 = f"""\
@@ -46,7 +62,7 @@ disabled_plugins = [DISABLED]
 [plugins."io.containerd.cri.v1.runtime".cni]
   bin_dirs = ["/usr/lib/cni"]
 """
-# Two ways to name us: a runtime type of our own, and the stock type with our program.
+# Two ways to name us: a runtime type of our own, and the stock type with our program. And options.
 _HANDLERS = f"""\
 [plugins."PLUGIN".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
@@ -57,6 +73,12 @@ _HANDLERS = f"""\
   runtime_path = "{SHIM}"
 [plugins."PLUGIN".containerd.runtimes.as-runc.options]
   SystemdCgroup = true
+[plugins."PLUGIN".containerd.runtimes.with-options]
+  runtime_type = "io.containerd.systemd.v1"
+[plugins."PLUGIN".containerd.runtimes.with-options.options]
+  BinaryName = "crun"
+[plugins."PLUGIN".containerd.runtimes.with-options.options.unit_properties]
+  TimeoutStopSec = "17s"
 """
 HANDLERS = ("systemd", "as-runc")
 _BRIDGE = {
@@ -110,6 +132,13 @@ def _until(true: Callable[[], bool], what: str, seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
+def cgroup_of(host: Host, pid: int, controller: str) -> str:
+    """The cgroup of a process in a v1 hierarchy."""
+    lines = host.run(["cat", f"/proc/{pid}/cgroup"]).stdout.splitlines()
+    split = [line.split(":", 2) for line in lines]
+    return next(path for _, names, path in split if controller in names.split(","))
+
+
 def namespace(host: Host, pid: int, kind: str) -> str:
     """What `readlink /proc/PID/ns/KIND` says."""
     return str(host.path(f"/proc/{pid}/ns/{kind}").readlink())
@@ -151,9 +180,23 @@ class Container:
         answer = self.call("ExecSync", cmd=command, timeout=timeout)
         return answer.exit_code, answer.stdout.decode()
 
-    def log(self, name: str = "") -> list[str]:
+    @contextmanager
+    def stream(self, method: str, **fields: Any) -> Iterator[RemoteCommand]:
+        """Exec or Attach, connected."""
+        url = self.call(method, stdout=True, stderr=not fields.get("tty"), **fields).url
+        place = urlsplit(url)
+        command = ["busybox", "nc", str(place.hostname), str(place.port)]
+        pipe = subprocess.PIPE
+        with self.pod.host.popen(command, stdin=pipe, stdout=pipe) as process:
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                yield RemoteCommand(url, process.stdout, process.stdin)
+            finally:
+                process.kill()
+
+    def log(self) -> list[str]:
         """Lines of its log so far: `time stream tag text`."""
-        path = self.pod.host.path(f"{self.pod.logs}/{name or self.log_name}")
+        path = self.pod.host.path(f"{self.pod.logs}/{self.log_name}")
         return path.read_text().splitlines() if path.exists() else []
 
     def logged(self, text: str) -> list[str]:
@@ -177,22 +220,34 @@ class Pod:
     containers: list[Container] = field(default_factory=list)
 
     @property
+    def unit(self) -> str:
+        """The service of its sandbox's own container."""
+        return names.init_unit(names.TaskKey(NAMESPACE, self.id))
+
+    @property
     def logs(self) -> str:
         """Folder of its containers' logs."""
         return str(self.config["log_directory"])
 
     def create(
-        self, name: str, script: str, *, attempt: int = 0, linux: Any = None, **config: Any
+        self,
+        name: str,
+        script: str,
+        *,
+        attempt: int = 0,
+        namespaces: dict[str, Any] | None = None,
+        resources: dict[str, Any] | None = None,
+        **config: Any,
     ) -> Container:
-        """A container of `sh -c script`, with the namespaces of its pod."""
-        namespaces = self.config["linux"]["security_context"]["namespace_options"]
-        security = {"namespace_options": namespaces}
+        """A container of `sh -c script`, by default with the namespaces of its pod."""
+        of_pod = self.config["linux"]["security_context"]["namespace_options"]
+        security = {"namespace_options": {**of_pod, **(namespaces or {})}}
         made = {
             "metadata": {"name": name, "attempt": attempt},
             "image": {"image": BUSYBOX},
             "command": ["sh", "-c", script],
             "log_path": f"{name}-{attempt}.log",
-            "linux": {"security_context": security, **(linux or {})},
+            "linux": {"security_context": security, "resources": resources or {}},
             **config,
         }
         answer = self.cri(
@@ -211,6 +266,11 @@ class Pod:
     def status(self) -> Any:
         """PodSandboxStatus."""
         return self.cri("PodSandboxStatus", pod_sandbox_id=self.id).status
+
+    def ended(self) -> Any:
+        """Its status once it is not ready any more."""
+        _until(lambda: bool(self.status().state == cri.NOTREADY), f"end of {self.id}")
+        return self.status()
 
     def stop(self) -> None:
         """StopPodSandbox."""
