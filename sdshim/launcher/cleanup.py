@@ -27,6 +27,8 @@ _LOCK_WAIT = 0.5
 _EXIT_WAIT = 1.0
 _SYSTEMCTL_WAIT = 0.6
 _TRANSIENT = "/run/systemd/transient"
+_RECORD = "task.json"
+"""The daemon's record of the task (host/store.py)."""
 _OURS, _GONE, _FOREIGN = "ours", "gone", "foreign"
 
 
@@ -47,8 +49,6 @@ class Incarnation:
     def end(self, deadline: float) -> bytes:
         """Do it all before `deadline` (monotonic); the serialized DeleteResponse."""
         self.deadline = deadline
-        with contextlib.suppress(OSError):
-            os.makedirs(self.state, 0o700, exist_ok=True)
         with self._locked():
             answer = _read(f"{self.state}/cleaned").encode("latin-1")
             return answer or self._end()
@@ -66,9 +66,23 @@ class Incarnation:
         if owner == _OURS:
             self._systemctl("reset-failed", self.unit)
         answer = delete_response(*self._exit())
-        with contextlib.suppress(OSError):
-            write_file(f"{self.state}/cleaned", answer)
+        self._tell_daemon(answer)
         return answer
+
+    def _tell_daemon(self, answer: bytes) -> None:
+        """Leave the answer beside the record. A slow daemon may have removed the task meanwhile:
+        it takes the record away first, so without one the folder is nobody's any more."""
+        try:
+            write_file(f"{self.state}/cleaned", answer)
+        except OSError:  # the folder has gone, or there is no room
+            return
+        if not os.path.exists(f"{self.state}/{_RECORD}"):
+            import shutil
+
+            shutil.rmtree(self.state, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(self.state))
+                os.rmdir(os.path.dirname(os.path.dirname(self.state)))
 
     def _locked(self) -> contextlib.ExitStack:
         """The state's lock; after a moment without it too, since every step may be done twice."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ def created(node: Node) -> Path:
     (node.bundle / "sdshim.token").write_text(TOKEN)
     state = node.state()
     state.mkdir(parents=True)
+    (state / "task.json").write_text("{}")
     (state / "init.pid").write_text("4711")
     (state / "runtime").write_text(json.dumps(["fake-runc", "--root", f"{node.root}/runc"]))
     return state
@@ -113,6 +115,19 @@ def test_without_a_usable_answer_the_launcher_does_it_alone(node: Node, answer: 
     assert (node.bundle / "sdshim.deleted").read_bytes() == result.out
     assert state.exists(), "the daemon removes it when it is back"
     assert result.seconds < 2.5
+
+
+@pytest.mark.parametrize("gone", ["record", "folder"])
+def test_nothing_is_left_where_a_slow_daemon_has_removed_the_task(node: Node, gone: str) -> None:
+    """It has got the question, took more than its time, and was done before the launcher was."""
+    state = created(node)
+    systemd(node)
+    (state / "task.json").unlink()
+    folder = node.run / "t" / "default"
+    if gone == "folder":
+        shutil.rmtree(folder)
+    assert response(node.delete()).exit_status == 137
+    assert not folder.exists()
 
 
 def test_a_hung_daemon_costs_less_than_containerds_five_seconds(tmp_path: Path) -> None:
