@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.host import Host
 
 __all__ = ["rig"]
-pytestmark = [pytest.mark.system, pytest.mark.fault, pytest.mark.cgroup("v1")]
+pytestmark = [pytest.mark.system, pytest.mark.fault, pytest.mark.controllers]
 
 MOMENTS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)
 """Seconds from the word to the container; its memory is full after some 10 ms."""

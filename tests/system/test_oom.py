@@ -1,7 +1,7 @@
 """OOM kills: /tasks/oom before the exit it caused, told once, and the word in record and unit.
 
-The kernel's enforcement is on the hybrid v1 hosts; the v2 hosts of these tests have no memory
-controller, its counter is watched there by what else a cgroup counts and tells in the same way.
+Where cgroup v2 has no memory controller (most machines these tests run on bind it to v1), its
+counter is watched by what else a cgroup counts and tells in the same way.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from sdshim.host import oom
-from sdshim.pb import metrics_v1_pb2
+from sdshim.pb import metrics_v1_pb2, metrics_v2_pb2
 from sdshim.pb.wellknown import PROCESS_URL
+from tests.system.limits import MIB, folder
 from tests.system.taskclient import Bundle, Rig, eventually, spec_of
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
     from tests.host import Host
 
 pytestmark = pytest.mark.system
-enforced = pytest.mark.cgroup("v1")  # the machines these tests run on bind memory to cgroup v1
 
-MIB = 1 << 20
 KILLED = 137
 HOG = "tail /dev/zero"
 """Takes memory until it is stopped."""
@@ -65,9 +64,11 @@ def _record(host: Host, id_: str) -> dict[str, Any]:
     return dict(json.loads(found[0].read_bytes()))
 
 
-def _kills(rig: Rig, id_: str) -> int:
-    answer = rig.call("Stats", id=id_).stats
-    return int(metrics_v1_pb2.Metrics.FromString(answer.value).memory_oom_control.oom_kill)
+def _kills(rig: Rig, host: Host, id_: str) -> int:
+    data = rig.call("Stats", id=id_).stats.value
+    if host.cgroup == "v1":
+        return int(metrics_v1_pb2.Metrics.FromString(data).memory_oom_control.oom_kill)
+    return int(metrics_v2_pb2.Metrics.FromString(data).memory_events.oom_kill)
 
 
 def _await_oom(rig: Rig, host: Host, id_: str, count: int) -> None:
@@ -79,9 +80,9 @@ def _await_oom(rig: Rig, host: Host, id_: str, count: int) -> None:
 @contextmanager
 def _no_daemon(host: Host) -> Iterator[None]:
     """The daemon is dead in this block; systemd starts another one after it."""
-    folder = host.path("/run/systemd/system/sdshim.service.d")
-    folder.mkdir()
-    (folder / "late.conf").write_text("[Service]\nRestartSec=1h\n")
+    drop_ins = host.path("/run/systemd/system/sdshim.service.d")
+    drop_ins.mkdir()
+    (drop_ins / "late.conf").write_text("[Service]\nRestartSec=1h\n")
     host.run(["systemctl", "daemon-reload"])
     try:
         host.run(["systemctl", "kill", "--signal=KILL", "sdshim.service"])
@@ -89,12 +90,12 @@ def _no_daemon(host: Host) -> Iterator[None]:
         eventually(lambda: "auto-restart" in host.run(state).stdout, "it waits for its restart")
         yield
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(drop_ins)
         host.run(["systemctl", "daemon-reload"])
         host.run(["systemctl", "start", "sdshim.service"])
 
 
-@enforced
+@pytest.mark.controllers
 def test_the_oom_kill_of_init_is_told_before_its_exit(rig: Rig, host: Host) -> None:
     rig.running("hungry", spec=_limited(f"exec {HOG}"))
     assert rig.call("Wait", id="hungry").exit_status == KILLED
@@ -102,16 +103,16 @@ def test_the_oom_kill_of_init_is_told_before_its_exit(rig: Rig, host: Host) -> N
     assert rig.events.of("hungry") == ["create", "start", "oom", "exit"]
     assert _record(host, "hungry")["exit"]["reason"] == "oom-kill"
     eventually(lambda: "OOM" in _show(host, "hungry", "StatusText"), "the status text says OOM")
-    assert _kills(rig, "hungry") == 1
+    assert _kills(rig, host, "hungry") == 1
     eventually(lambda: _show(host, "hungry", "ActiveState") == "failed", "the unit has ended")
     assert "OOM" in host.run(["systemctl", "status", "sdshim-default-hungry"], check=False).stdout
-    assert _kills(rig, "hungry") == 1
+    assert _kills(rig, host, "hungry") == 1
     rig.call("Delete", id="hungry")
     rig.events.until("hungry", "delete")
     assert rig.events.of("hungry") == ["create", "start", "oom", "exit", "delete"]
 
 
-@enforced
+@pytest.mark.controllers
 def test_the_oom_kill_of_a_child_does_not_end_the_container(rig: Rig, host: Host) -> None:
     bundle = _talking(rig, "parent", f"while read x; do {HOG}; echo $?; done; exit 7")
     for count in (1, 2, 3):
@@ -119,7 +120,7 @@ def test_the_oom_kill_of_a_child_does_not_end_the_container(rig: Rig, host: Host
         assert bundle.read_line("stdout").strip() == b"137"
         _await_oom(rig, host, "parent", count)
     assert _show(host, "parent", "ActiveState") == "active"
-    assert _kills(rig, "parent") == 3
+    assert _kills(rig, host, "parent") == 3
     rig.call("CloseIO", id="parent", stdin=True)
     assert rig.call("Wait", id="parent").exit_status == 7
     rig.events.until("parent", "exit")
@@ -127,7 +128,7 @@ def test_the_oom_kill_of_a_child_does_not_end_the_container(rig: Rig, host: Host
     assert _record(host, "parent")["exit"]["reason"] != "oom-kill"
 
 
-@enforced
+@pytest.mark.controllers
 def test_an_exec_that_is_killed_is_told_before_its_exit(rig: Rig, host: Host) -> None:
     rig.running("room", spec=_limited("sleep 1000"))
     process = {**spec_of("sh", "-c", f"exec {HOG}")["process"]}
@@ -145,16 +146,20 @@ def test_an_exec_that_is_killed_is_told_before_its_exit(rig: Rig, host: Host) ->
     assert rig.call("Wait", id="room").exit_status == KILLED
 
 
-@enforced
+@pytest.mark.controllers
+@pytest.mark.cgroup("v1")  # v2 counts them by itself
 def test_a_kill_in_a_cgroup_that_the_container_made_is_told(rig: Rig, host: Host) -> None:
     spec = _limited(
         "mkdir /mem/inner && cd /mem/inner && while read x; do"
         f" sh -c 'echo 0 >/mem/inner/cgroup.procs; exec {HOG}'; echo $?; done"
     )
     options = ["bind", "rw"]
-    cgroup = "/sys/fs/cgroup/memory/sdshim.slice/sdshim-default.slice/sdshim-default-nest.service"
+    cgroup = (
+        "/sys/fs/cgroup/memory/sdshim.slice/sdshim-default.slice/"
+        "sdshim-default-nest.service/container"
+    )
     spec["mounts"].append(
-        {"destination": "/mem", "type": "bind", "source": f"{cgroup}/container", "options": options}
+        {"destination": "/mem", "type": "bind", "source": cgroup, "options": options}
     )
     bundle = rig.bundle("nest", spec=spec)
     paths = {name: bundle.fifo(name) for name in ("stdin", "stdout")}
@@ -168,7 +173,7 @@ def test_a_kill_in_a_cgroup_that_the_container_made_is_told(rig: Rig, host: Host
     assert rig.events.of("nest") == ["create", "start", "oom", "exit"]
 
 
-@enforced
+@pytest.mark.controllers
 def test_a_kill_while_no_daemon_is_there_is_told_by_the_next(rig: Rig, host: Host) -> None:
     bundle = _talking(rig, "alone", f"while read x; do {HOG}; echo $?; done")
     daemon = rig.daemon_pid()
@@ -184,21 +189,20 @@ def test_a_kill_while_no_daemon_is_there_is_told_by_the_next(rig: Rig, host: Hos
     assert rig.events.of("alone") == ["create", "start", "oom", "exit"]
 
 
-@enforced
+@pytest.mark.controllers
 def test_an_end_by_oom_while_no_daemon_is_there_is_told_by_the_next(rig: Rig, host: Host) -> None:
     bundle = _talking(rig, "blind", f"read x; exec {HOG}")
     with _no_daemon(host):
         _say(bundle)
         eventually(lambda: _show(host, "blind", "ActiveState") != "active", "it has ended")
-        folder = host.path("/sys/fs/cgroup/memory/sdshim.slice/sdshim-default.slice")
-        gone = folder / "sdshim-default-blind.service"
+        gone = folder(host, "blind", "memory")
         eventually(lambda: not gone.exists(), "its cgroup has gone")
         record = next(host.path("/run/sdshim/t/default/blind").glob("*/exit")).read_text()
         assert record.split()[2:] == ["oom-kill", "killed", "KILL"]
     assert rig.call("Wait", id="blind").exit_status == KILLED
     rig.events.until("blind", "exit")
     assert rig.events.of("blind") == ["create", "start", "oom", "exit"]
-    assert _kills(rig, "blind") == 1
+    assert _kills(rig, host, "blind") == 1
 
 
 @pytest.mark.cgroup("v2")
@@ -206,8 +210,8 @@ def test_a_file_of_cgroup_v2_wakes_whenever_its_counters_change(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(oom, "V2_FILE", "cgroup.events")
-    folder = host.cgroup_path / "watched"
-    folder.mkdir()
+    watched = host.cgroup_path / "watched"
+    watched.mkdir()
     seen: list[bool] = []
 
     async def life(sleeper: subprocess.Popen[bytes]) -> None:
@@ -215,11 +219,11 @@ def test_a_file_of_cgroup_v2_wakes_whenever_its_counters_change(
 
         def look() -> bool | None:
             news.set()
-            seen.append("populated 1" in (folder / "cgroup.events").read_text())
+            seen.append("populated 1" in (watched / "cgroup.events").read_text())
             return True
 
         watch = oom.Watch("/watched", look, host.cgroup_path)
-        (folder / "cgroup.procs").write_text(str(sleeper.pid))
+        (watched / "cgroup.procs").write_text(str(sleeper.pid))
         await asyncio.wait_for(news.wait(), 10)
         news.clear()
         sleeper.kill()
@@ -228,5 +232,5 @@ def test_a_file_of_cgroup_v2_wakes_whenever_its_counters_change(
 
     with subprocess.Popen(["sleep", "1000"]) as sleeper:
         asyncio.run(life(sleeper), debug=True)
-    folder.rmdir()
+    watched.rmdir()
     assert seen == [True, False]
