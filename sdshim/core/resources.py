@@ -44,6 +44,14 @@ def decode(value: bytes) -> dict[str, Any]:
     return found
 
 
+def memory_limit(spec: Mapping[str, Any]) -> int | None:
+    """What an OCI spec limits memory to, in bytes; None when it does not (or not as a number)."""
+    part: Any = spec
+    for name in ("linux", "resources", "memory", "limit"):
+        part = part.get(name) if isinstance(part, dict) else None
+    return part if isinstance(part, int) and part > 0 else None
+
+
 def properties(resources: Mapping[str, Any], *, unified: bool) -> list[Property]:
     """The unit's properties for what the resources name; what they leave out stays as it is.
 
@@ -65,6 +73,13 @@ def properties(resources: Mapping[str, Any], *, unified: bool) -> list[Property]
 def raised(old: Mapping[str, Any], new: list[Property]) -> list[Property]:
     """Those of the new properties that must be set first: the ones that give more than `old`."""
     return [one for one in new if one[0] not in old or _more(one[2], old[one[0]])]
+
+
+def fitting(given: list[Property], used: int | None) -> tuple[list[Property], list[Property]]:
+    """(properties to set now, those that must wait): a unit that uses `used` bytes of memory cannot
+    be given a limit below that without harm. None: nobody counts, everything fits."""
+    later = [one for one in given if one[0] == "MemoryMax" and used is not None and one[2] < used]
+    return [one for one in given if one not in later], later
 
 
 def _more(new: Any, old: Any) -> bool:

@@ -28,6 +28,9 @@ EX_LINES_SINCE = 257
 MOUNT_ENVIRONMENT = "LIBMOUNT_FORCE_MOUNT2=always"
 """mount(8) from util-linux 2.39 on cannot take a lowerdir over 255 bytes without it (units 1)."""
 
+SMALL = 32 << 20
+"""Below this limit of memory a copy of the runtime's program counts (launcher/sealed.py)."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
@@ -58,6 +61,8 @@ class InitUnit:
     stop_signal: int = 15
     stop_timeout_us: int = 10_000_000
     start_timeout_us: int = 300_000_000
+    memory_limit: int | None = None
+    """Of the container, bytes."""
 
 
 def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
@@ -216,4 +221,8 @@ def _create_argv(unit: InitUnit, host: HostFacts) -> list[str]:
     if host.unified and host.systemd < DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
         sup = f"/sys/fs/cgroup{me.cgroup.rpartition('/')[0]}/{SUP}"
     streams = _streams(me)
-    return [f"{host.launcher}/create", unit.state_dir, sup, *streams, "--", *unit.runtime_argv]
+    limit = unit.memory_limit
+    is_runc = unit.runtime_argv[0].rpartition("/")[2].startswith("runc")
+    sealed = [f"{host.launcher}/sealed"] if limit and limit < SMALL and is_runc else []
+    argv = [unit.state_dir, sup, *streams, "--", *sealed, *unit.runtime_argv]
+    return [f"{host.launcher}/create", *argv]

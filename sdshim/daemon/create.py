@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core import spans, unitproperties
+from sdshim.core import resources, spans, unitproperties
 from sdshim.core.errors import AlreadyExists, Canceled, ShimError, UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
@@ -20,6 +20,7 @@ from sdshim.core.names import TaskKey
 from sdshim.core.record import Record
 from sdshim.daemon import (
     exits,
+    limits,
     plan,
     restore,
     streams,
@@ -27,7 +28,6 @@ from sdshim.daemon import (
     terminals,
     timings,
     units,
-    update,
 )
 from sdshim.daemon.process import Task
 from sdshim.host.store import RUNTIME_COMMAND, STDERR
@@ -104,7 +104,10 @@ async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> s
     """Start the unit; how its start job ended."""
     me = task.identity
     argv = node.runtime.create_argv(me, node.store.folder(me), streams.console(node, task))
-    return await units.start_init(node, task, argv, planned.description, peer_pid)
+    limit = resources.memory_limit(planned.spec)
+    return await units.start_init(
+        node, task, argv, planned.description, peer_pid, memory_limit=limit
+    )
 
 
 async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
@@ -124,7 +127,7 @@ async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
 
 async def _set_late(node: Node, task: Task) -> None:
     """Set what would have hit the OCI runtime's `create` (design 4); its process has ended now."""
-    await update.limit(node, task, unitproperties.late(task.identity.runtime.unit_properties))
+    await limits.at_create(node, task, unitproperties.late(task.identity.runtime.unit_properties))
 
 
 async def _explain(node: Node, task: Task, result: str) -> ShimError:

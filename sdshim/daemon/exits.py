@@ -16,7 +16,7 @@ from sdshim.core import exitrecord, spans
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
-from sdshim.daemon import oom, pause, stats, terminals, timings, update
+from sdshim.daemon import limits, oom, pause, stats, terminals, timings
 from sdshim.daemon.process import Exec, Task
 from sdshim.host import cgroup
 from sdshim.host.process import Watched
@@ -53,7 +53,7 @@ async def ended(node: Node, task: Process) -> None:
     if isinstance(task, Task):
         task.ending = True
         pause.melt(task)
-        node.spawn(update.lift(node, task), f"limits of {task}")
+        node.spawn(limits.lift(node, task), f"limits of {task}")
         _end_the_others(task)
     exit = await find_out(node, task)
     if task.exited.is_set():

@@ -19,6 +19,7 @@ from sdshim.core.unitspec import OneshotUnit, mount_commands
 from sdshim.daemon import (
     exits,
     images,
+    limits,
     oneshot,
     plan,
     streams,
@@ -26,7 +27,6 @@ from sdshim.daemon import (
     terminals,
     timings,
     units,
-    update,
 )
 from sdshim.host.store import STDERR, read_text
 from sdshim.pb import task_v2_pb2 as pb
@@ -129,12 +129,13 @@ async def _finish(node: Node, call: Call, task: Task, result: str) -> bytes:
     pid = node.store.pid(me)
     if result != "done" or not pid:
         raise _failure(node, task, result)
-    await update.limit(node, task, unitproperties.late(me.runtime.unit_properties))
+    await limits.at_create(node, task, unitproperties.late(me.runtime.unit_properties))
     streams.opened(node, task)
     await terminals.connect(node, task)
     payload = pb.StartResponse(pid=pid).SerializeToString()
     task.see(Seen.STARTED, pid=pid, call=call.key, reply=RecordedReply(0, "", payload))
     exits.watch(node, task)
+    node.spawn(limits.settle(node, task), f"limits of {task}")
     return payload
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sdshim.core.errors import UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
-from sdshim.daemon import restore, timings
+from sdshim.daemon import limits, restore, timings
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.runtime.oci import wait_unlocked
 
@@ -47,12 +47,13 @@ async def _run(node: Node, call: Call, task: Task) -> bytes:
     except Exception:
         task.see(Seen.START_FAILED)
         raise
-    return _started(call, task)
+    return _started(node, call, task)
 
 
-def _started(call: Call, task: Task) -> bytes:
+def _started(node: Node, call: Call, task: Task) -> bytes:
     payload = pb.StartResponse(pid=task.pid).SerializeToString()
     task.see(Seen.STARTED, call=call.key, reply=RecordedReply(0, "", payload))
+    node.spawn(limits.settle(node, task), f"limits of {task}")
     return payload
 
 
@@ -62,4 +63,4 @@ async def _resume(node: Node, call: Call, task: Task) -> bytes:
     await wait_unlocked(node.store.folder(task.identity))
     if node.runtime.waits_for_start(task.identity):
         return await _run(node, call, task)
-    return _started(call, task)
+    return _started(node, call, task)

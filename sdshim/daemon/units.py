@@ -36,6 +36,7 @@ async def start_init(
     description: str,
     peer_pid: int,
     environment: tuple[str, ...] = (),
+    memory_limit: int | None = None,
 ) -> str:
     """Start the unit that is the container, with the OCI runtime's `argv`; how its job ended.
     The container has the limits of the process `peer_pid`, containerd."""
@@ -46,6 +47,7 @@ async def start_init(
         description=description,
         limits=limits_of(peer_pid),
         environment=environment,
+        memory_limit=memory_limit,
         stop_timeout_us=int(node.config.stop_timeout * 1e6),
         start_timeout_us=int(node.config.create_timeout * 1e6),
     )

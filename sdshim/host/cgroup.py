@@ -52,6 +52,17 @@ def kill(cgroup: str, root: Path = CGROUP_ROOT) -> None:
             seen |= found
 
 
+def memory_used(cgroup: str, root: Path = CGROUP_ROOT) -> int | None:
+    """Bytes charged to a cgroup and those below it; None when it is gone or nobody counts there."""
+    top, name = (root, "memory.current")
+    if not unified(root):
+        top, name = root / "memory", "memory.usage_in_bytes"
+    try:
+        return int((top / cgroup.lstrip("/") / name).read_text())
+    except OSError:
+        return None
+
+
 def holds(cgroup: str, pid: int) -> bool:
     """Whether a process is in a cgroup or below it, in any hierarchy."""
     try:

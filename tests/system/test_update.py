@@ -4,7 +4,8 @@ v2 has no controllers (tests/emulated has), its v2 hosts show that nothing is in
 from __future__ import annotations
 
 import json
-import time
+import shutil
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,8 @@ from tests.system.limits import MIB, bound, cpu_weight
 from tests.system.taskclient import Rig, eventually, spec_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.host import Host
 
 pytestmark = pytest.mark.system
@@ -152,18 +155,85 @@ def test_the_prefix_of_foreign_clients_is_tolerated(rig: Rig) -> None:
 # --- limits at the start
 
 
+def _has(host: Host, id_: str, limit: int, of: str) -> bool:
+    return bound(host, id_, "memory", of) == limit
+
+
+TIGHT = {
+    "memory": {"limit": 6 * MIB},
+    "pids": {"limit": 5},
+    "cpu": {"quota": 1000, "period": 100_000},
+}
+
+
 @pytest.mark.controllers
-def test_tight_limits_hit_neither_the_runtime_nor_the_exit_hook(rig: Rig, host: Host) -> None:
-    limits = {
-        "memory": {"limit": 16 * MIB},
-        "pids": {"limit": 5},
-        "cpu": {"quota": 1000, "period": 100_000},
-    }
-    rig.running("tight", spec=_limited(limits, "sh", "-c", "exit 7"))
-    begun = time.monotonic()
-    assert rig.call("Wait", id="tight").exit_status == 7
-    assert rig.call("Delete", id="tight").exit_status == 7
-    assert time.monotonic() - begun < 5
+@pytest.mark.parametrize("limits", [*TIGHT, "all"])
+def test_tight_limits_hit_neither_the_runtime_nor_the_exit_hook(
+    rig: Rig, host: Host, limits: str
+) -> None:
+    resources = TIGHT if limits == "all" else {limits: TIGHT[limits]}
+    for number in range(3):
+        id_ = f"tight{number}"
+        rig.running(id_, spec=_limited(resources, "sh", "-c", "exit 7"))
+        assert rig.call("Wait", id=id_).exit_status == 7
+        assert rig.call("Delete", id=id_).exit_status == 7
+
+
+@pytest.mark.controllers
+def test_six_mebibytes_bind_in_container_and_unit(rig: Rig, host: Host) -> None:
+    rig.running("six", spec=_limited({"memory": {"limit": 6 * MIB}}))
+    for of in ("container", "unit"):
+        eventually(partial(_has, host, "six", 6 * MIB, of), f"the {of} is limited")
+
+
+@pytest.fixture
+def ballast(host: Host) -> Iterator[str]:
+    """The unit of the container `laden` uses 24 MiB more than the container: a file on /run that
+    something in the unit wrote, and that the kernel cannot reclaim. Its path."""
+    path = "/run/ballast"
+    drop_ins = host.path("/run/systemd/system/sdshim-default-laden.service.d")
+    drop_ins.mkdir()
+    line = f"ExecStartPre=/bin/dd if=/dev/zero of={path} bs=1M count=24 status=none"
+    (drop_ins / "ballast.conf").write_text(f"[Service]\n{line}\n")
+    host.run(["systemctl", "daemon-reload"])
+    yield path
+    host.path(path).unlink(missing_ok=True)
+    shutil.rmtree(drop_ins)
+    host.run(["systemctl", "daemon-reload"])
+
+
+@pytest.mark.controllers
+@pytest.mark.parametrize("dies", [False, True], ids=["daemon stays", "daemon killed"])
+def test_a_limit_below_what_the_unit_uses_waits_until_it_fits(
+    rig: Rig, host: Host, ballast: str, dies: bool
+) -> None:
+    bundle = rig.created("laden", spec=_limited({"memory": {"limit": 16 * MIB}}))
+    assert bound(host, "laden", "memory", "container") == 16 * MIB
+    assert _shown(host, "laden")["MemoryMax"] == "infinity"
+    rig.call("Start", id="laden")
+    assert bound(host, "laden", "memory", "unit") is None
+    if dies:
+        host.run(["systemctl", "kill", "--signal=KILL", "sdshim.service"])
+    host.path(ballast).unlink()
+    eventually(lambda: bound(host, "laden", "memory", "unit") == 16 * MIB, "the unit is limited")
+    assert _shown(host, "laden")["MemoryMax"] == str(16 * MIB)
+    rig.call("Kill", id="laden", signal=9)
+    assert rig.call("Wait", id="laden").exit_status == 137
+    assert rig.events.of("laden").count("oom") == 0
+    assert rig.give_up(bundle).exit_status == 137
+
+
+@pytest.mark.controllers
+def test_an_update_takes_the_place_of_a_limit_that_waits(
+    rig: Rig, host: Host, ballast: str
+) -> None:
+    rig.running("laden", spec=_limited({"memory": {"limit": 16 * MIB}}))
+    _update(rig, "laden", {"memory": {"limit": 64 * MIB, "swap": 64 * MIB}})
+    assert bound(host, "laden", "memory", "unit") == 64 * MIB
+    host.path(ballast).unlink()
+    _update(rig, "laden", {"pids": {"limit": 20}})
+    assert bound(host, "laden", "pids", "unit") == 20
+    assert bound(host, "laden", "memory", "unit") == 64 * MIB
 
 
 @pytest.mark.controllers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -272,3 +273,31 @@ def test_another_end_is_not_the_oom_killers(
     counters.write_text(f"oom_kill {kills}\n")
     assert unit.hook(unit.state, "-", str(counters), **(FULL | {"EXIT_STATUS": status})) == 0
     assert (unit.state / "exit").read_text() == f"f00 - {result} killed {status}\n"
+
+
+# The sealed runtime
+
+
+def _sealed(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = ["/bin/sh", str(LAUNCHER / "sealed"), *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+
+
+def test_the_runtime_is_run_from_a_copy_that_nobody_can_write_to() -> None:
+    program = "import fcntl; print(fcntl.fcntl(open('/proc/self/exe'), fcntl.F_GET_SEALS))"
+    python = os.path.realpath(sys.executable)
+    assert _sealed(python, "-I", "-S", "-c", program).stdout == "15\n"
+    assert _sealed("/bin/sh", "-c", 'echo "$0 $1"; exit 7', "a b", "c").returncode == 7
+
+
+def test_a_runtime_that_cannot_be_copied_is_run_as_it_is(unit: Unit) -> None:
+    script = unit.root / "runc"
+    script.write_text('#!/bin/sh\necho "$0 $*"\n')
+    script.chmod(0o755)
+    assert _sealed(str(script), "create", "c 1").stdout == f"{script} create c 1\n"
+
+
+def test_a_runtime_that_is_not_there_is_an_error() -> None:
+    done = _sealed("/nowhere/runc", "create")
+    assert done.returncode != 0
+    assert "/nowhere/runc" in done.stderr

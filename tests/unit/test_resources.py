@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from sdshim.core.errors import InvalidArgument
-from sdshim.core.resources import INFINITY, decode, properties, raised
+from sdshim.core.resources import (
+    INFINITY,
+    decode,
+    fitting,
+    memory_limit,
+    properties,
+    raised,
+)
 
 GIB = 2**30
 
@@ -132,3 +139,28 @@ def test_what_is_no_object_is_refused(value: bytes) -> None:
 def test_a_value_of_a_wrong_type_is_refused(parts: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         properties(parts, unified=True)
+
+
+def test_a_memory_limit_below_what_is_used_must_wait_and_nothing_else() -> None:
+    given = properties({"memory": {"limit": 6}, "pids": {"limit": 5}}, unified=True)
+    memory, tasks = given
+    assert fitting(given, 7) == ([tasks], [memory])
+    assert fitting(given, 6) == (given, [])
+    assert fitting(given, None) == (given, [])
+    assert fitting([("MemoryMax", "t", INFINITY)], 7)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "limit"),
+    [
+        ({"linux": {"resources": {"memory": {"limit": 6}}}}, 6),
+        ({"linux": {"resources": {"memory": {"limit": -1}}}}, None),
+        ({"linux": {"resources": {"memory": {"limit": "6m"}}}}, None),
+        ({"linux": {"resources": {"memory": {}}}}, None),
+        ({"linux": {"resources": None}}, None),
+        ({"linux": []}, None),
+        ({}, None),
+    ],
+)
+def test_the_memory_limit_of_a_spec(spec: dict[str, Any], limit: int | None) -> None:
+    assert memory_limit(spec) == limit

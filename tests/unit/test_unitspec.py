@@ -129,3 +129,27 @@ def test_a_oneshot_unit_leaves_a_record_of_its_end_and_is_never_run_again() -> N
     assert found["Asserts"] == [("AssertPathExists", False, True, "/state/x/exit")]
     assert {f"SDSHIM_TOKEN={'t' * 32}", "A=b"} <= set(found["Environment"])
     assert found["TimeoutStartUSec"] == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    ("runtime", "limit", "sealed"),
+    [
+        ("/usr/sbin/runc", 6 << 20, True),
+        ("/usr/local/bin/runc-1.1", (32 << 20) - 1, True),
+        ("/usr/sbin/runc", 32 << 20, False),
+        ("/usr/sbin/runc", None, False),
+        ("/usr/bin/crun", 6 << 20, False),
+    ],
+)
+def test_a_small_container_gets_a_runc_that_copies_nothing_into_it(
+    runtime: str, limit: int | None, sealed: bool
+) -> None:
+    unit = InitUnit(IDENTITY, "/state", (runtime, "create", "c1"), "text", memory_limit=limit)
+    found = {name: value for name, _, value in init_properties(unit, NEW)}
+    argv = _start(found)
+    command = argv[argv.index("--") + 1 :]
+    assert command == [*(["/l/sealed"] if sealed else []), runtime, "create", "c1"]
+
+
+def test_the_daemon_may_speak_for_the_main_process_and_the_hook_for_itself() -> None:
+    assert _properties()["NotifyAccess"] == "exec"
