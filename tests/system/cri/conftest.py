@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.host import CannotBoot, Host
+from tests.host import CannotBoot, Host, keeper
 from tests.system.cri.pods import Pods, containerd_config, prepare, ready
 from tests.tools.cri import Cri
 
@@ -20,7 +21,8 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """One host (`--hosts`) for all tests of pods, instead of the other tests' host."""
     root, _, cgroup = request.param.partition("/")
     try:
-        booted = Host(root, cgroup, containerd_config=containerd_config)
+        config = partial(containerd_config, limits=keeper.has_controllers(cgroup))
+        booted = Host(root, cgroup, containerd_config=config)
         booted.__enter__()
     except CannotBoot as error:
         if os.environ.get("CI"):

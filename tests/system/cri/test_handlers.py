@@ -6,6 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.system.cri import pods as kubelet
 from tests.system.cri.pods import GRACEFUL, MARKS, SLEEP, cgroup_of, namespace
 from tests.tools import cri
@@ -30,6 +32,7 @@ def test_a_handlers_options_choose_runtime_and_unit_properties(pods: Pods, host:
     assert container.status().exit_code == 3
 
 
+@pytest.mark.cgroup("v1")
 def test_a_pods_slice_holds_its_containers_and_is_the_kubelets_to_end(
     host: Host, kubepods: str, pods: Pods
 ) -> None:
@@ -48,6 +51,7 @@ def test_a_pods_slice_holds_its_containers_and_is_the_kubelets_to_end(
     assert host.run(["systemctl", "is-active", name]).stdout == "active\n"
 
 
+@pytest.mark.cgroup("v1")
 def test_a_plain_cgroup_path_is_honoured_as_given(pods: Pods, host: Host) -> None:
     """The kubelet's cgroupfs driver."""
     pod = pods.run("as-runc", parent="/kubepods/podx")

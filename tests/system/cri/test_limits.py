@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.host import Host
     from tests.system.cri.pods import Pods
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.cgroup("v1")]
 MEGABYTE = 1 << 20
 
 
