@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +13,8 @@ from tests.system.cri.pods import GRACEFUL, HANDLERS, MARKS, ready
 from tests.tools import cri
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.host import Host
     from tests.system.cri.pods import Pods
 
@@ -66,3 +71,37 @@ def test_no_call_is_lost_when_the_daemon_is_killed(pods: Pods, host: Host) -> No
 def _kill_daemon(host: Host) -> None:
     host.run(["systemctl", "kill", "--kill-whom=main", "-s", "KILL", "sdshim.service"])
     host.run(["systemctl", "start", "sdshim.service"])
+
+
+def test_a_pod_lives_its_whole_life_under_sigkills_of_the_daemon(pods: Pods, host: Host) -> None:
+    with _kills(host) as count:
+        pod = pods.run("as-runc")
+        quick, long = pod.run("quick", "echo line; exit 5"), pod.run("long", GRACEFUL)
+        assert quick.exited().exit_code == 5
+        assert [line.split(" ", 1)[1] for line in quick.logged("line")] == ["stdout F line"]
+        assert long.exec("sh", "-c", "echo hello; exit 6") == (6, "hello\n")
+        assert long.logged("ready")
+        long.call("StopContainer", timeout=60)
+        assert long.status().exit_code == 3
+        pod.remove()
+    assert count
+
+
+@contextmanager
+def _kills(host: Host) -> Iterator[list[float]]:
+    """SIGKILLs as soon as the daemon is up again; when they were sent."""
+    sent: list[float] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.1):
+            sent.append(time.monotonic())
+            _kill_daemon(host)
+
+    killer = threading.Thread(target=kill, name="kills")
+    killer.start()
+    try:
+        yield sent
+    finally:
+        over.set()
+        killer.join()
