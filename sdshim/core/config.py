@@ -27,6 +27,8 @@ class Config:
     """`systemctl stop` of a container: time between its stop signal and SIGKILL."""
     create_timeout: float = 300.0
     """Mounts and the OCI runtime's create together."""
+    logger_timeout: float = 30.0
+    """How long a logger of a log URI may take to be ready."""
     otlp_endpoint: str = ""
     """OTLP endpoint for spans; the OTEL_* variables win."""
     log_level: str = "info"
@@ -64,7 +66,7 @@ def _check(values: dict[str, Any]) -> list[str]:
     ]
     faults += [
         f"{key} must be above 0, not {values[key]!r}"
-        for key in ("stop_timeout", "create_timeout")
+        for key in ("stop_timeout", "create_timeout", "logger_timeout")
         if key in values and not values[key] > 0
     ]
     if values.get("log_level", "info") not in LEVELS:

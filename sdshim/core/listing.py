@@ -127,8 +127,8 @@ def join(entries: Iterable[Entry], units: Iterable[UnitFacts]) -> list[tuple[Row
         found.append((row(entry, left.pop(entry.unit, None)), entry))
     for unit in left.values():
         parsed = names.parse_unit(unit.name)
-        if parsed is not None:
-            found.append((_stray(parsed[0], parsed[1] or "", unit), None))
+        if parsed is not None and not parsed.logger:
+            found.append((_stray(parsed.key, parsed.exec_id, unit), None))
     return sorted(found, key=lambda pair: (pair[0].key, pair[0].exec_id))
 
 

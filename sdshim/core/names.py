@@ -1,6 +1,6 @@
 """Names: task and exec to unit, slice and path, and back (design 3).
 
-`parse_unit(init_unit(ns, id)) == (ns, id, None)` for every legal id: containerd's ids and
+`parse_unit(init_unit(key)) == (key, "", False)` for every legal id: containerd's ids and
 namespaces match ``^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$`` and have at most 76 bytes
 (containerd pkg/identifiers), so `:` is free for us. In the namespace `-` is written `:`, so the
 first dash after the prefix ends it.
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sdshim.core.errors import InvalidArgument
 
 PREFIX = "sdshim-"
 SUFFIX = ".service"
+LOG = "log"
 ROOT_SLICE = "sdshim.slice"
 MAX_ID = 76
 
@@ -31,6 +33,16 @@ class TaskKey:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.id}"
+
+
+class UnitName(NamedTuple):
+    """What a unit's name stands for."""
+
+    key: TaskKey
+    exec_id: str
+    """Empty for the init process."""
+    logger: bool
+    """It is the logger of that process."""
 
 
 def check_id(value: str, what: str = "id") -> str:
@@ -71,17 +83,25 @@ def checkpoint_unit(key: TaskKey) -> str:
     return f"{PREFIX}{key.namespace.replace('-', ':')}-{key.id}::checkpoint{SUFFIX}"
 
 
-def parse_unit(unit: str) -> tuple[TaskKey, str | None] | None:
-    """The task (and exec id) a unit name stands for, or None when the unit is not one of ours."""
+def logger_unit(key: TaskKey, exec_id: str = "") -> str:
+    """The service that takes the output of a task's init process, or of one of its execs."""
+    return f"{PREFIX}{key.namespace.replace('-', ':')}-{key.id}:{exec_id}:{LOG}{SUFFIX}"
+
+
+def parse_unit(unit: str) -> UnitName | None:
+    """What a unit name stands for, or None when the unit is not one of ours."""
     if not (unit.startswith(PREFIX) and unit.endswith(SUFFIX)):
         return None
     namespace, dash, rest = unit[len(PREFIX) : -len(SUFFIX)].partition("-")
-    task_id, colon, exec_id = rest.partition(":")
     namespace = namespace.replace(":", "-")
-    parts = [namespace, task_id] + ([exec_id] if colon else [])
-    if not dash or not all(_ID.fullmatch(part) for part in parts):
+    process, colon, last = rest.rpartition(":")
+    logger = colon + last == f":{LOG}" and ":" in process
+    task_id, *more = (process if logger else rest).split(":")
+    named = more and not (logger and not more[0])  # the logger of an init process names no exec
+    needed = [namespace, task_id, *(more if named else [])]
+    if not dash or len(more) > 1 or not all(_ID.fullmatch(part) for part in needed):
         return None
-    return TaskKey(namespace, task_id), exec_id if colon else None
+    return UnitName(TaskKey(namespace, task_id), more[0] if more else "", logger)
 
 
 def namespace_slice(namespace: str) -> str:

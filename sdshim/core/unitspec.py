@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import rootfs, unitproperties
+from sdshim.core import loguri, names, rootfs, unitproperties
 
 if TYPE_CHECKING:
+    from sdshim.core.loguri import Logger
     from sdshim.core.model import Identity
 
 Property = tuple[str, str, Any]
@@ -23,6 +24,8 @@ SUP = "sup"
 """Cgroup below the unit's own for the runtime and the exit hook: on v2 a cgroup with controllers
 enabled for children cannot hold processes itself (units 5)."""
 DELEGATE_SUBGROUP_SINCE = 254
+LOGGER_STOP_US = 12_000_000
+"""Between SIGTERM and SIGKILL, as in stock (protocol 6.4)."""
 EX_LINES_SINCE = 257
 """Seen right on 257 and 262, wrong on 252; between them the plain form is right as well."""
 MOUNT_ENVIRONMENT = "LIBMOUNT_FORCE_MOUNT2=always"
@@ -92,8 +95,8 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
     if host.unified and host.systemd >= DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
         properties.append(("DelegateSubgroup", "s", SUP))
     wished = unitproperties.at_start(me.runtime.unit_properties)
-    names = {name for name, _, _ in wished}
-    return [p for p in properties if p[0] not in names] + wished
+    replaced = {name for name, _, _ in wished}
+    return [p for p in properties if p[0] not in replaced] + wished
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ def exec_properties(unit: ExecUnit, host: HostFacts) -> list[Property]:
     itself is in the container's cgroup, where the limits are. No dependency on the init unit: any
     kind would start a dead container again, or stop and start execs with it (design 4)."""
     me = unit.identity
-    streams = _streams(me)
+    streams = _streams(me, unit.state_dir)
     argv = [f"{host.launcher}/exec", unit.state_dir, *streams, "--", *unit.runtime_argv]
     hook = [f"{host.launcher}/exit-hook", unit.state_dir, me.cgroup]
     return [
@@ -156,6 +159,48 @@ def oneshot_properties(unit: OneshotUnit, host: HostFacts) -> list[Property]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class LoggerUnit:
+    """All that the unit of a process's logger is made from."""
+
+    identity: Identity
+    """Of the process."""
+    state_dir: str
+    logger: Logger
+
+
+def logger_properties(unit: LoggerUnit, host: HostFacts) -> list[Property]:
+    """Properties of the service that takes a process's output (protocol 6.3, 6.4).
+
+    SIGTERM to the program alone, 12 s, SIGKILL to what is left: `systemctl stop` is the bounded
+    stop. What the program has started counts as the logger, so one that forks and ends goes on. It
+    is in the namespace's slice, outside the container's limits, and, while its process lives, may
+    be started again by `systemctl`. The one of a file tries again when the disk is full.
+    """
+    me, logger = unit.identity, unit.logger
+    key = names.TaskKey(me.namespace, me.id)
+    argv = [f"{host.launcher}/append", unit.state_dir, logger.path]
+    if logger.scheme != loguri.FILE:
+        words = [unit.state_dir, me.exec_id or me.id, me.namespace, me.bundle]
+        argv = [f"{host.launcher}/log", *words, "--", logger.path, *logger.arguments]
+    what = f"exec {me.exec_id} in container {key}" if me.exec_id else f"container {key}"
+    tokens = [f"SDSHIM_TOKEN={me.token}", f"SDSHIM_TASK={me.task_token or me.token}"]
+    again: list[Property] = [("Restart", "s", "on-failure"), ("RestartUSec", "t", 1_000_000)]
+    return [
+        ("Type", "s", "simple"),
+        ("ExitType", "s", "cgroup"),
+        _exec("ExecStart", host, argv),
+        ("Description", "s", f"Logger of {what}"),
+        ("Slice", "s", names.namespace_slice(me.namespace)),
+        ("After", "as", ["sdshim.target"]),
+        ("Environment", "as", tokens),
+        *_plain(me, f"{unit.state_dir}/log.stderr"),
+        ("TimeoutStopUSec", "t", LOGGER_STOP_US),
+        ("CollectMode", "s", "inactive-or-failed"),
+        *(again if logger.scheme == loguri.FILE else []),
+    ]
+
+
 def _common(
     me: Identity,
     state_dir: str,
@@ -163,35 +208,46 @@ def _common(
     timeout_us: int,
     environment: tuple[str, ...] = (),
 ) -> list[Property]:
-    """What all our units share."""
+    """What the units of processes and those beside them share."""
+    after = ["sdshim.target"]
+    if loguri.parse(me.stdio.stdout):  # at shutdown the logger hears it to the end
+        after.append(names.logger_unit(names.TaskKey(me.namespace, me.id), me.exec_id))
     return [
         ("Description", "s", description),
         ("Slice", "s", me.slice),
-        ("After", "as", ["sdshim.target"]),
+        ("After", "as", after),
         ("Environment", "as", [*_environment(me), *environment]),
-        ("StandardInput", "s", "null"),
-        ("StandardOutputFileToAppend", "s", f"{state_dir}/stderr"),
-        ("StandardErrorFileToAppend", "s", f"{state_dir}/stderr"),
-        ("KillMode", "s", "mixed"),
+        *_plain(me, f"{state_dir}/stderr"),
         ("TimeoutStartUSec", "t", timeout_us),
-        ("OOMPolicy", "s", "continue"),
-        ("TasksMax", "t", INFINITY),
-        ("IgnoreSIGPIPE", "b", False),
         # What has ended is never run again, whoever asks (design 4, Asserts).
         ("Asserts", "a(sbbs)", [("AssertPathExists", False, True, f"{state_dir}/exit")]),
         ("CollectMode", "s", "inactive"),
+    ]
+
+
+def _plain(me: Identity, stderr: str) -> list[Property]:
+    """What all units have alike."""
+    return [
+        ("StandardInput", "s", "null"),
+        ("StandardOutputFileToAppend", "s", stderr),
+        ("StandardErrorFileToAppend", "s", stderr),
+        ("KillMode", "s", "mixed"),
+        ("OOMPolicy", "s", "continue"),
+        ("TasksMax", "t", INFINITY),
+        ("IgnoreSIGPIPE", "b", False),
         ("AddRef", "b", True),
         ("SyslogIdentifier", "s", me.id),
         ("LogExtraFields", "aay", _log_fields(me)),
     ]
 
 
-def _streams(me: Identity) -> list[str]:
+def _streams(me: Identity, state_dir: str) -> list[str]:
     """The launcher's words for 0 to 2. A process with a terminal gets them from the pty: there the
     runtime keeps the unit's, for what it has to say itself."""
     if me.stdio.terminal:
         return ["="] * 3
-    return [path or "-" for path in (me.stdio.stdin, me.stdio.stdout, me.stdio.stderr)]
+    stdio = loguri.process_side(me.stdio, state_dir)
+    return [path or "-" for path in (stdio.stdin, stdio.stdout, stdio.stderr)]
 
 
 def _environment(me: Identity) -> list[str]:
@@ -220,7 +276,7 @@ def _create_argv(unit: InitUnit, host: HostFacts) -> list[str]:
     sup = "-"
     if host.unified and host.systemd < DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
         sup = f"/sys/fs/cgroup{me.cgroup.rpartition('/')[0]}/{SUP}"
-    streams = _streams(me)
+    streams = _streams(me, unit.state_dir)
     limit = unit.memory_limit
     is_runc = unit.runtime_argv[0].rpartition("/")[2].startswith("runc")
     sealed = [f"{host.launcher}/sealed"] if limit and limit < SMALL and is_runc else []

@@ -21,6 +21,7 @@ from sdshim.core.record import Record
 from sdshim.daemon import (
     exits,
     limits,
+    loggers,
     plan,
     restore,
     streams,
@@ -91,6 +92,7 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
     if me.checkpoint:
         await node.runtime.criu.check(me.runtime.criu_path, state_dir)
     node.store.write(task.record)
+    await loggers.prepare(task)
     node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
     bundle.write(folder, bundle.TOKEN, me.token.encode())
     if me.owns_cgroup:
@@ -98,6 +100,7 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
     if me.rootfs:
         (folder / "rootfs").mkdir(mode=0o711, exist_ok=True)
     await streams.hold(node, task)
+    await loggers.start(node, task)
 
 
 async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> str:
@@ -153,6 +156,7 @@ async def _roll_back(node: Node, task: Task, *, foreign: bool = False) -> None:
     try:
         if foreign:
             streams.release(node, task)
+            await loggers.stop(node, task)
         else:
             await teardown.remove_all(node, task)
         task.see(Seen.CREATE_FAILED)

@@ -23,7 +23,7 @@ from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply, Stdio
 from sdshim.core.record import Record
 from sdshim.core.unitspec import ExecUnit, exec_properties
-from sdshim.daemon import exits, pause, streams, teardown, terminals, units
+from sdshim.daemon import exits, loggers, pause, streams, teardown, terminals, units
 from sdshim.daemon.process import Exec
 from sdshim.daemon.start import REFUSED
 from sdshim.host.store import PROCESS_SPEC, STDERR
@@ -129,7 +129,9 @@ def _check_task(task: Task) -> None:
 
 async def _run(node: Node, call: Call, child: Exec) -> bytes:
     try:
+        await loggers.prepare(child)
         await streams.hold(node, child)
+        await loggers.start(node, child)
         result = await _start_unit(node, child)
         return await _finish(node, call, child, result)
     except Exception:
@@ -220,6 +222,7 @@ async def _take_apart(node: Node, child: Exec) -> None:
     await units.forget(node, child)
     await terminals.drained(child)
     streams.release(node, child)
+    await loggers.stop(node, child)
 
 
 def response(child: Exec) -> bytes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sdshim.core import names
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase
-from sdshim.daemon import exits, limits, streams, terminals
+from sdshim.daemon import exits, limits, loggers, streams, terminals
 from sdshim.daemon.delete import discard
 from sdshim.daemon.process import Exec, Task
 from sdshim.host import cgroup
@@ -108,7 +108,9 @@ async def _adopt(node: Node, task: Process) -> None:
         pass
     except ShimError as error:
         log.warning("cannot reference %s: %s", task.identity.unit, error)
-    if task.phase not in (Phase.CREATING, Phase.STARTING):
+    await loggers.adopt(node, task)
+    begun = (Phase.CREATING, Phase.STARTING) if isinstance(task, Exec) else (Phase.CREATING,)
+    if task.phase not in begun:  # the call that has begun connects its terminal itself
         terminals.pump(node, task)
     if task.phase in (Phase.CREATING, Phase.EXITED):
         return

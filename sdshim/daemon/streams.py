@@ -1,14 +1,17 @@
 """The FIFO ends of a process: opened, given to systemd's fd store, taken back, let go (design 7).
 
-Of a terminal: the console socket and our ends (stdio/console.py), used by daemon/terminals.py.
+Of a terminal: the console socket and our ends (stdio/console.py), used by daemon/terminals.py. Of a
+process with a logger: the FIFOs between the two (stdio/logger.py), used by daemon/loggers.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sdshim.core import loguri
 from sdshim.stdio import console as terminal
-from sdshim.stdio import fifo, ownership
+from sdshim.stdio import fifo, logger, ownership
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,11 +21,13 @@ if TYPE_CHECKING:
     from sdshim.daemon.process import Process
 
 FD_PREFIX = "io."
-OPENING = "opening"
 
 
 def check(stdio: Stdio) -> None:
-    """Refuse paths that cannot be what they shall be. Raises InvalidArgument."""
+    """Refuse streams that cannot be what they shall be. Raises InvalidArgument, and UnknownError in
+    stock's words for log URIs of an unknown scheme."""
+    if loguri.parse(stdio.stdout):
+        stdio = replace(stdio, stdout="", stderr="")
     if stdio.terminal:
         terminal.check(stdio)
     else:
@@ -45,59 +50,51 @@ def console(node: Node, task: Process) -> str:
 
 
 async def hold(node: Node, task: Process) -> None:
-    """Open our ends and have systemd keep them, before the unit starts.
+    """Open our ends and have systemd keep them, before the unit (and its logger's) starts.
 
     Ends that came back from the fd store are kept as they are.
     """
-    if task.identity.stdio.terminal:
-        await _hold_terminal(node, task)
-        return
-    if task.held.ends or task.held.opening >= 0:
-        return
-    task.held = fifo.hold(task.identity.stdio)
-    ownership.give(task.held, task.identity.runtime.io_uid, task.identity.runtime.io_gid)
-    ends = dict(task.held.ends)
-    if task.held.opening >= 0:
-        ends[OPENING] = task.held.opening
+    me, held, folder = task.identity, task.held, node.store.folder(task.identity)
+    stdio = loguri.process_side(me.stdio, str(folder))
+    fresh: list[str] = []
+    if takes_output := loguri.parse(me.stdio.stdout):
+        fresh += logger.hold(held, takes_output, folder)
+    if stdio.terminal:
+        fresh += terminal.hold(held, stdio, console_path(node, task))
+    else:
+        fresh += fifo.hold(held, stdio)
+        ownership.give(held, me.runtime.io_uid, me.runtime.io_gid)
     # FDPOLL=0: systemd would drop a FIFO whose peer hangs up (units 7).
-    kept = [node.keeper.keep(fd_name(task, s), fd, poll=False) for s, fd in ends.items()]
-    for one in kept:
-        await one
-
-
-async def _hold_terminal(node: Node, task: Process) -> None:
-    known = set(task.held.ends)
-    terminal.hold(task.held, task.identity.stdio, console_path(node, task))
-    ends = task.held.ends
-    kept = [node.keeper.keep(fd_name(task, s), ends[s], poll=False) for s in ends.keys() - known]
+    kept = [node.keeper.keep(fd_name(task, s), held.ends[s], poll=False) for s in fresh]
     for one in kept:
         await one
 
 
 def take(task: Process, stream: str, fd: int) -> None:
     """Take an end back from the fd store."""
-    if stream == OPENING:
-        task.held.opening = fd
-    else:
-        task.held.ends[stream] = fd
+    task.held.ends[stream] = fd
 
 
 def opened(node: Node, task: Process) -> None:
-    """The unit has opened its stdin: drop the end that made its open return at once."""
-    if task.held.opening >= 0:
-        task.held.opened()
-        node.keeper.remove(fd_name(task, OPENING))
+    """The unit has opened its streams: drop the ends that made its opens return at once, and those
+    that kept the end from its logger."""
+    for name in (fifo.OPENING, *logger.WRITERS.values(), logger.READY):
+        let_go(node, task, name)
 
 
 def close_stdin(node: Node, task: Process) -> None:
     """CloseIO: EOF for the container as soon as the client has closed its own end."""
-    if task.held.close(fifo.STDIN):
-        node.keeper.remove(fd_name(task, fifo.STDIN))
+    let_go(node, task, fifo.STDIN)
+
+
+def let_go(node: Node, task: Process, stream: str) -> None:
+    """Close one end, here and in the fd store, if it is held."""
+    if task.held.close(stream):
+        node.keeper.remove(fd_name(task, stream))
 
 
 def release(node: Node, task: Process) -> None:
     """Let go of every end, here and in the fd store."""
-    opened(node, task)
     if task.pump:
         task.pump.close()
         task.pump = None

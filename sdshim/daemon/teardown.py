@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sdshim.core import rootfs
 from sdshim.core.lifecycle import Phase
 from sdshim.core.model import EXIT_UNKNOWN
-from sdshim.daemon import oneshot, streams, terminals, timings, units
+from sdshim.daemon import loggers, oneshot, streams, terminals, timings, units
 from sdshim.host import mounts
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.pb.wellknown import timestamp
@@ -37,10 +37,12 @@ async def remove_all(node: Node, task: Task) -> None:
     )
     await terminals.drained(task)
     streams.release(node, task)
-    for part in parts:
-        if isinstance(part, BaseException):
-            raise part
-    await units.forget(node, task)
+    failed = [part for part in parts if isinstance(part, BaseException)]
+    if not failed:
+        await units.forget(node, task)  # it refers to its logger's
+    await loggers.stop(node, task)
+    if failed:
+        raise failed[0]
 
 
 async def remove_runtime(node: Node, task: Task) -> None:

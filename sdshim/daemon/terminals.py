@@ -52,7 +52,7 @@ async def connect(node: Node, process: Process) -> None:
     if isinstance(process, Exec) and (size := _spec(node, process).get(SIZE)):
         console.resize(ends[console.MASTER], size["width"], size["height"])
     streams.console_path(node, process).unlink(missing_ok=True)
-    _let_go(node, process, console.LISTENER)
+    streams.let_go(node, process, console.LISTENER)
     pump(node, process)
 
 
@@ -65,7 +65,7 @@ def pump(node: Node, process: Process) -> None:
         ends[console.MASTER],
         ends.get(console.SOURCE, -1),
         ends.get(console.SINK, -1),
-        closed=lambda: _let_go(node, process, console.SOURCE),
+        closed=lambda: streams.let_go(node, process, console.SOURCE),
         drained=lambda: streams.release(node, process),
     )
     if process.phase in (Phase.EXITED, Phase.DELETED):
@@ -109,8 +109,3 @@ def _spec(node: Node, child: Exec) -> dict[str, Any]:
     path = node.store.folder(child.identity) / PROCESS_SPEC
     spec: dict[str, Any] = json.loads(path.read_bytes())
     return spec
-
-
-def _let_go(node: Node, process: Process, name: str) -> None:
-    if process.held.close(name):
-        node.keeper.remove(streams.fd_name(process, name))

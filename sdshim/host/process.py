@@ -19,6 +19,8 @@ LIMITS = {
     "Max core file size": "LimitCORE",
 }
 INFINITY = 2**64 - 1
+PF_EXITING = 0x4
+"""In /proc/PID/stat: set before the process's descriptors are closed (linux/sched.h)."""
 
 
 class Watched:
@@ -53,6 +55,15 @@ class Watched:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process has ended or is about to; its descriptors may be closed already."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    return words[0] in "ZX" or bool(int(words[6]) & PF_EXITING)
 
 
 def limits_of(pid: int) -> tuple[tuple[str, int], ...]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RECORD = "task.json"
 EXIT = "exit"
 STDERR = "stderr"
+LOGGER_STDERR = "log.stderr"
 RUNTIME_LOG = "runtime.log"
 RUNTIME_COMMAND = "runtime"
 INIT_PID, EXEC_PID, MAIN_PID = "init.pid", "exec.pid", "main.pid"
@@ -82,7 +83,8 @@ class Store:
 
     def rewind(self, me: Identity) -> None:
         """Forget a run that came to nothing: it may be started again."""
-        for name in (EXIT, INIT_PID, EXEC_PID, MAIN_PID, STDERR, RUNTIME_LOG):
+        files = (EXIT, INIT_PID, EXEC_PID, MAIN_PID, STDERR, LOGGER_STDERR, RUNTIME_LOG)
+        for name in files:
             (self.folder(me) / name).unlink(missing_ok=True)
 
     def remove(self, me: Identity) -> None:

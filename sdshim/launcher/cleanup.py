@@ -1,7 +1,8 @@
 """End one incarnation of a task without the daemon.
 
 Order: lock, kill by the unit (never stop: that waits), the exit record, the OCI runtime's state,
-mounts, the unit's failed state. Only a unit whose environment carries our token is touched: the
+mounts, the unit's failed state, its loggers (a stop that nobody waits for: they have 12 s to write
+what they hold). Only a unit whose environment carries our token is touched: the
 same id may already belong to a newer task. The state directory stays; the daemon, when it is
 back, finds `cleaned` there with the answer that containerd got.
 """
@@ -29,6 +30,7 @@ _SYSTEMCTL_WAIT = 0.6
 _TRANSIENT = "/run/systemd/transient"
 _RECORD = "task.json"
 """The daemon's record of the task (host/store.py)."""
+_LOGGER = ":log.service"
 _OURS, _GONE, _FOREIGN = "ours", "gone", "foreign"
 
 
@@ -65,6 +67,7 @@ class Incarnation:
         self._end_fuse()
         if owner == _OURS:
             self._systemctl("reset-failed", self.unit)
+        self._stop_loggers()
         answer = delete_response(*self._exit())
         self._tell_daemon(answer)
         return answer
@@ -129,6 +132,19 @@ class Incarnation:
                 f"{self.unit}: cannot kill its processes: systemctl failed, cgroup {self.cgroup}"
                 f" is still populated (hint: systemctl status {self.unit})"
             )
+
+    def _stop_loggers(self) -> None:
+        """Of the task and of its execs, by the task's token in systemd's own files."""
+        stem = f"{self.unit.removesuffix('.service')}:"
+        try:
+            names = os.listdir(_TRANSIENT)
+        except OSError:
+            return
+        loggers = [name for name in names if name.startswith(stem) and name.endswith(_LOGGER)]
+        mine = f"SDSHIM_TASK={self.token}"
+        found = [name for name in loggers if mine in _read(f"{_TRANSIENT}/{name}")]
+        if found:
+            self._systemctl("stop", "--no-block", *found)
 
     def _systemctl(self, *arguments: str) -> str | None:
         """What systemctl prints, or None when it fails, does not come back, or has no time."""

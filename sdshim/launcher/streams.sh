@@ -57,6 +57,7 @@ open_streams() {
     case $stderr in
         -) exec 2>/dev/null ;;
         =) ;;
+        "$stdout") exec 2>&1 ;;
         *) if [ -p "$stderr" ]; then exec 2>"$stderr"; else exec 2>>"$stderr"; fi ;;
     esac
 }

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core.errors import InvalidArgument, UnknownError
-from sdshim.stdio.fifo import STDIN, Held
+from sdshim.stdio.fifo import STDIN, Held, open_ends
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,6 @@ LISTENER, MASTER = "console", "master"
 SOURCE, SINK = "tty-in", "tty-out"
 """Names of the ends we hold; fifo.STDIN is the write end that CloseIO closes."""
 
-_OPEN = os.O_NONBLOCK | os.O_CLOEXEC
 _SPLICE_F_NONBLOCK = 2
 _CHUNK = 64 << 10
 _TURN = 16
@@ -56,9 +55,6 @@ def check(stdio: Stdio) -> None:
     for name, path in (("stdin", stdio.stdin), ("stdout", stdio.stdout)):
         if not path:
             continue
-        if "://" in path:
-            scheme = path.partition("://")[0]
-            raise InvalidArgument(f"{name}: {scheme}:// is not supported yet for a terminal")
         if not path.startswith("/") or "\0" in path:
             raise InvalidArgument(f"{name}: {path!r} is not an absolute path")
         try:
@@ -69,31 +65,31 @@ def check(stdio: Stdio) -> None:
             raise InvalidArgument(f"{name}: {path} is not a FIFO: a terminal needs one")
 
 
-def hold(held: Held, stdio: Stdio, path: Path) -> None:
-    """Listen at `path` and open our ends of the FIFOs, each unless it is held already.
+def hold(held: Held, stdio: Stdio, path: Path) -> list[str]:
+    """Listen at `path` and open our ends of the FIFOs, each unless it is held already; the names of
+    the new ones.
 
     Raises InvalidArgument when a stream cannot be opened; nothing new is held then.
     """
-    wanted = [(SINK, stdio.stdout, os.O_RDWR)]
     # In this order: the write end of a FIFO can be opened once it has a reader.
+    wanted = [(SINK, stdio.stdout, os.O_RDWR)]
     wanted += [(SOURCE, stdio.stdin, os.O_RDONLY), (STDIN, stdio.stdin, os.O_WRONLY)]
     fresh: list[str] = []
     try:
-        for name, stream, mode in wanted:
-            if stream and name not in held.ends:
-                held.ends[name] = os.open(stream, mode | _OPEN)
-                fresh.append(name)
+        fresh = open_ends(held, [end for end in wanted if end[1]])
         if SINK in fresh:
             with contextlib.suppress(PermissionError):
                 fcntl.fcntl(held.ends[SINK], fcntl.F_SETPIPE_SZ, _ROOM)
         if LISTENER not in held.ends and MASTER not in held.ends:
             held.ends[LISTENER] = listen(path)
+            fresh.append(LISTENER)
     except OSError as error:
         for name in fresh:
             held.close(name)
         raise InvalidArgument(
             f"cannot open a stream: {error.filename or path}", cause=str(error)
         ) from error
+    return fresh
 
 
 def listen(path: Path) -> int:

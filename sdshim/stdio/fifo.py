@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING
 from sdshim.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sdshim.core.model import Stdio
 
 STDIN, STDOUT, STDERR = "in", "out", "err"
+OPENING = "opening"
+"""stdin O_RDWR, until the unit has opened its own end: from then on EOF is possible again."""
 
 
 def check(stdio: Stdio) -> None:
@@ -29,11 +33,6 @@ def check(stdio: Stdio) -> None:
         path: str = getattr(stdio, name)
         if not path:
             continue
-        if "://" in path:
-            scheme = path.partition("://")[0]
-            raise InvalidArgument(
-                f"{name}: {scheme}:// is not supported yet", hint="use FIFO paths (no --log-uri)"
-            )
         if not path.startswith("/") or "\0" in path:
             raise InvalidArgument(f"{name}: {path!r} is not an absolute path")
         try:
@@ -51,14 +50,6 @@ class Held:
     """The ends held for one process; each is closed once."""
 
     ends: dict[str, int] = field(default_factory=dict)
-    opening: int = -1
-    """stdin O_RDWR, until the unit has opened its own end."""
-
-    def opened(self) -> None:
-        """The unit has its stdin: from now on EOF is possible again."""
-        if self.opening >= 0:
-            os.close(self.opening)
-            self.opening = -1
 
     def close(self, stream: str) -> bool:
         """Close one end; False when it is not held."""
@@ -69,29 +60,42 @@ class Held:
 
     def close_all(self) -> list[str]:
         """Close every end; returns the names that were held."""
-        self.opened()
         names = list(self.ends)
         for name in names:
             self.close(name)
         return names
 
 
-def hold(stdio: Stdio) -> Held:
-    """Open our ends. Raises InvalidArgument when a path cannot be opened."""
-    held = Held()
+def hold(held: Held, stdio: Stdio) -> list[str]:
+    """Open our ends, each unless it is held already; the names of the new ones.
+
+    Raises InvalidArgument when a path cannot be opened; nothing new is held then.
+    """
+    # In this order: the write end of a FIFO can be opened once it has a reader.
+    wanted = [(OPENING, stdio.stdin, os.O_RDWR), (STDIN, stdio.stdin, os.O_WRONLY)]
+    wanted += [(STDOUT, stdio.stdout, os.O_RDONLY), (STDERR, stdio.stderr, os.O_RDONLY)]
     try:
-        if _is_fifo(stdio.stdin):
-            held.opening = os.open(stdio.stdin, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            held.ends[STDIN] = os.open(stdio.stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        for name, path in ((STDOUT, stdio.stdout), (STDERR, stdio.stderr)):
-            if _is_fifo(path):
-                held.ends[name] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open_ends(held, [end for end in wanted if _is_fifo(end[1])])
     except OSError as error:
-        held.close_all()
         raise InvalidArgument(
             f"cannot open a stream: {error.filename}", cause=str(error)
         ) from error
-    return held
+
+
+def open_ends(held: Held, wanted: Sequence[tuple[str, str, int]]) -> list[str]:
+    """Open each (name, path, mode) unless it is held already, without blocking; the names of the
+    new ones. Raises OSError; nothing new is held then."""
+    fresh: list[str] = []
+    try:
+        for name, path, mode in wanted:
+            if name not in held.ends:
+                held.ends[name] = os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC)
+                fresh.append(name)
+    except OSError:
+        for name in fresh:
+            held.close(name)
+        raise
+    return fresh
 
 
 def _is_fifo(path: str) -> bool:

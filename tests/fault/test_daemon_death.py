@@ -238,3 +238,37 @@ def test_no_exec_notices_that_the_daemon_is_killed(ctr: Ctr, host: Host) -> None
     finally:
         ctr.remove("anvil")
     drill.verdict(rounds, len(ids))
+
+
+LOGS = "/tmp/logs"
+LOGGER = f"""#!/bin/sh
+exec 5>&-
+cat <&4 >{LOGS}/$CONTAINER_ID.err &
+cat <&3 >{LOGS}/$CONTAINER_ID.out
+wait
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("uri", [f"file://{LOGS}/ID.out", f"binary://{LOGS}/logger"])
+def test_no_logger_notices_that_the_daemon_is_killed(ctr: Ctr, host: Host, uri: str) -> None:
+    """The whole output is in the log when `ctr run` has ended."""
+    script = f'"$@"; code=$?; cat {LOGS}/$0.*; exit $code'
+
+    def argv(id_: str, line: str) -> list[str]:
+        options = ["--rm", "--log-uri", uri.replace("ID", id_)]
+        return ["sh", "-c", script, id_, *ctr.run_argv(id_, "sh", "-c", line, options=options)]
+
+    host.run(["mkdir", LOGS])
+    host.run(["sh", "-c", f"cat >{LOGS}/logger; chmod 755 {LOGS}/logger"], input=LOGGER)
+    drill = Drill(ctr, argv)
+    rounds = max(1, ROUNDS // 3)
+    try:
+        with events(host) as seen:
+            tasks = drill.rounds(rounds)
+            _check_events(seen, tasks, drill.tally)
+        if drill.tally.faults:
+            ctr.remove(*tasks)
+    finally:
+        host.run(["rm", "-r", LOGS])
+    drill.verdict(rounds, len(tasks))

@@ -22,6 +22,7 @@ _PER_NAMESPACE = ("run/containerd/runc", "run/containerd/io.containerd.runtime.v
 _PER_CONTAINER = ("run/runc", "run/crun")
 _STATE = ("run/sdshim/t", "run/sdshim/c")
 _FIFOS = "run/containerd/fifo"
+_STREAMS = ("/run/sdshim/t/", "/run/containerd/fifo/", "/tmp/", "/dev/ptmx", "/dev/pts/")
 _MOUNTS = ("/run/containerd/", "/run/sdshim/", "/var/lib/containerd/", "/tmp/")
 _DAEMONS = {
     # unit -> how the processes that belong there are called
@@ -56,6 +57,7 @@ def find(pid: int, trees: list[Path], before: Baseline) -> list[str]:
     lines += _left_cgroups(trees, before)
     lines += _left_processes(trees, before)
     lines += _left_files(root)
+    lines += _left_descriptors(pid, trees)
     return list(dict.fromkeys(lines))
 
 
@@ -142,6 +144,23 @@ def _belongs(path: str, name: str) -> bool:
         return False
     expected = _DAEMONS.get(parts[1])
     return expected is None or (name.startswith(expected) and "shim-runc" not in name)
+
+
+# --- descriptors ----------------------------------------------------------------------------------
+
+
+def _left_descriptors(pid: int, trees: list[Path]) -> Iterator[str]:
+    """FIFOs and terminals of processes that the daemon, or systemd's fd store for it, still has."""
+    daemon = _read(trees[0] / "system.slice/sdshim.service/cgroup.procs").split()
+    for number in (str(pid), *daemon):
+        holder = "systemd" if number == str(pid) else f"process {number}"
+        for fd in _glob(Path("/proc", number, "fd"), "*"):
+            try:
+                target = str(fd.readlink())
+            except OSError:  # closed, or ended, meanwhile
+                continue
+            if target.startswith(_STREAMS):
+                yield f"descriptor {fd.name} of {holder}: {target}"
 
 
 # --- files --------------------------------------------------------------------------------------

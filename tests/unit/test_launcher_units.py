@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from sdshim.launcher.cleanup import parse_exit
 from tests.unit.test_launcher_kit import LAUNCHER, forks, tracer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -301,3 +303,84 @@ def test_a_runtime_that_is_not_there_is_an_error() -> None:
     done = _sealed("/nowhere/runc", "create")
     assert done.returncode != 0
     assert "/nowhere/runc" in done.stderr
+
+
+# Loggers
+
+
+def test_one_path_for_both_outputs_is_opened_once(unit: Unit) -> None:
+    log = unit.root / "log"
+    log.touch()
+    command = "echo out; echo err >&2; exec 3>&1; cat /proc/self/fdinfo/[23] | grep pos:"
+    assert unit.create("-", "-", str(log), str(log), "--", "sh", "-c", command) == 0
+    assert log.read_text() == "out\nerr\npos:\t8\npos:\t8\n"
+
+
+@pytest.fixture
+def fifos(unit: Unit) -> Iterator[dict[str, int]]:
+    """What the daemon holds while a logger starts."""
+    held = {}
+    for name in ("out", "err", "ready"):
+        os.mkfifo(unit.state / name)
+        held[name] = os.open(unit.state / name, os.O_RDWR | os.O_NONBLOCK)
+    yield held
+    for fd in held.values():
+        os.close(fd)
+
+
+def _run(unit: Unit, script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        ["/bin/sh", str(LAUNCHER / script), str(unit.state), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=unit.env | dict.fromkeys(PRIVATE.split(), "x"),
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["logger", "log=ger"])
+def test_a_logger_has_two_variables_and_five_descriptors(
+    unit: Unit, fifos: dict[str, int], name: str
+) -> None:
+    program = unit.root / name
+    program.write_text(
+        "#!/bin/sh\nread line <&3; tr '\\0' '\\n' </proc/$$/environ >$1"
+        '; echo "$line|$2" >>$1; echo /proc/$$/fd/? >>$1; pwd >>$1; printf x >&5\n'
+    )
+    program.chmod(0o755)
+    os.write(fifos["out"], b"hello\n")
+    said = unit.root / "said"
+    words = ["e1", "my-ns", str(unit.root), "--", str(program), str(said), "a b$"]
+    assert _run(unit, "log", *words) == ""
+    assert os.read(fifos["ready"], 9) == b"x"
+    environment = {"CONTAINER_ID=e1", "CONTAINER_NAMESPACE=my-ns"}
+    lines = said.read_text().splitlines()
+    extra = set(lines[: lines.index("hello|a b$")]) - environment
+    assert all(line.startswith("PWD=") for line in extra) and len(extra) <= ("=" in name)
+    fds, folder = lines[lines.index("hello|a b$") + 1 :]
+    assert [path.rpartition("/")[2] for path in fds.split()][:6] == list("012345")
+    assert folder == str(unit.root)
+
+
+def test_the_words_of_a_logger_that_cannot_be_run_are_kept(unit: Unit) -> None:
+    assert "/nowhere" in _run(unit, "log", "id", "ns", "/nowhere", "--", "/bin/true")
+    assert "usage" in _run(unit, "log", "id")
+
+
+def test_a_file_is_appended_to_and_ready_once_it_is_open(unit: Unit, fifos: dict[str, int]) -> None:
+    file = unit.root / "a $b"
+    file.write_text("before\n")
+    os.write(fifos["out"], b"after\n")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(_run, unit, "append", str(file))
+        while file.read_text() != "before\nafter\n":
+            assert not running.done()
+        os.close(fifos.pop("out"))
+        assert running.result() == ""
+    (unit.root / "folder").mkdir()
+    fifos["out"] = os.open(unit.state / "out", os.O_RDWR | os.O_NONBLOCK)
+    assert "directory" in _run(unit, "append", str(unit.root / "folder")).lower()

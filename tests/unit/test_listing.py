@@ -100,6 +100,11 @@ def test_units_without_state_and_state_that_cannot_be_read_are_listed_as_such() 
     ]
 
 
+def test_loggers_are_no_rows_of_their_own() -> None:
+    units = [replace(UNIT, name=f"sdshim-my:ns-x:{exec_id}:log.service") for exec_id in ("", "e")]
+    assert listing.join([], units) == []
+
+
 def test_deleted_tasks_that_wait_for_their_last_event_are_not_listed() -> None:
     assert listing.join([entry(Phase.DELETED)], []) == []
 

@@ -19,13 +19,16 @@ LEGAL = st.lists(st.tuples(_word, st.sampled_from("._-")), min_size=1, max_size=
 @given(namespace=LEGAL, task=LEGAL, exec_id=LEGAL)
 def test_every_legal_name_comes_back_as_it_was(namespace: str, task: str, exec_id: str) -> None:
     key = TaskKey(namespace, task)
-    assert names.parse_unit(names.init_unit(key)) == (key, None)
-    assert names.parse_unit(names.exec_unit(key, exec_id)) == (key, exec_id)
+    assert names.parse_unit(names.init_unit(key)) == (key, "", False)
+    assert names.parse_unit(names.exec_unit(key, exec_id)) == (key, exec_id, False)
+    assert names.parse_unit(names.logger_unit(key)) == (key, "", True)
+    assert names.parse_unit(names.logger_unit(key, exec_id)) == (key, exec_id, True)
 
 
-def test_the_longest_legal_exec_unit_fits_a_unit_name() -> None:
+def test_the_longest_legal_units_fit_a_unit_name() -> None:
     longest = "a" * 76
     assert len(names.exec_unit(TaskKey(longest, longest), longest)) <= 255
+    assert len(names.logger_unit(TaskKey(longest, longest), longest)) <= 255
 
 
 def test_no_exec_has_the_name_of_a_unit_that_works_for_a_task() -> None:
@@ -42,7 +45,17 @@ def test_dashes_in_namespace_and_id_do_not_make_two_tasks_one_unit() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["ssh.service", "sdshim.service", "sdshim-a.slice", "sdshim--.service"]
+    "unit",
+    [
+        "ssh.service",
+        "sdshim.service",
+        "sdshim-a.slice",
+        "sdshim--.service",
+        "sdshim-a-b:.service",
+        "sdshim-a-b:c:d:e.service",
+        "sdshim-a-b:c:d.service",
+        "sdshim-a-b:c:log:log.service",
+    ],
 )
 def test_units_of_others_are_not_ours(unit: str) -> None:
     assert names.parse_unit(unit) is None

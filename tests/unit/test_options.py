@@ -227,7 +227,8 @@ def test_the_fifos_are_given_to_the_containers_user_and_nothing_else_is(tmp_path
         os.mkfifo(tmp_path / name, 0o700)
     (tmp_path / "out").touch()
     stdin, stdout, stderr = (str(tmp_path / name) for name in ("in", "out", "err"))
-    held = fifo.hold(Stdio(stdin, stdout, stderr))
+    held = fifo.Held()
+    fifo.hold(held, Stdio(stdin, stdout, stderr))
     try:
         ownership.give(held, 0, 0)
         assert (tmp_path / "in").stat().st_uid == 0

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
-from sdshim.core.model import Identity, Mount
+from sdshim.core.loguri import Logger
+from sdshim.core.model import Identity, Mount, Stdio
 from sdshim.core.unitspec import (
     ExecUnit,
     HostFacts,
     InitUnit,
+    LoggerUnit,
     OneshotUnit,
     exec_properties,
     init_properties,
+    logger_properties,
     oneshot_properties,
 )
 from tests.unit.test_record import IDENTITY
@@ -153,3 +156,47 @@ def test_a_small_container_gets_a_runc_that_copies_nothing_into_it(
 
 def test_the_daemon_may_speak_for_the_main_process_and_the_hook_for_itself() -> None:
     assert _properties()["NotifyAccess"] == "exec"
+
+
+def _logger(logger: Logger, **changes: Any) -> dict[str, Any]:
+    me = replace(IDENTITY, **changes)
+    return {n: v for n, _, v in logger_properties(LoggerUnit(me, "/state", logger), NEW)}
+
+
+def test_a_logger_is_outside_the_limits_and_has_the_bounded_stop_of_stock() -> None:
+    found = _logger(Logger("binary", "/bin/l", ("k", "$v")), slice="kubepods.slice")
+    assert found["Slice"].startswith("sdshim-")
+    assert found["TimeoutStopUSec"] == 12_000_000
+    assert _start(found)[1:] == [
+        "/state",
+        "c1",
+        IDENTITY.namespace,
+        "/b",
+        "--",
+        "/bin/l",
+        "k",
+        "$v",
+    ]
+    assert "Restart" not in found
+    assert "Asserts" not in found
+
+
+def test_the_logger_of_an_exec_has_its_id_and_the_token_of_its_task() -> None:
+    found = _logger(Logger("binary", "/l"), exec_id="e1", task_token="t" * 32)
+    assert _start(found)[2] == "e1"
+    assert f"SDSHIM_TASK={'t' * 32}" in found["Environment"]
+    assert f"SDSHIM_TOKEN={IDENTITY.token}" in found["Environment"]
+
+
+def test_the_logger_of_a_file_tries_again() -> None:
+    found = _logger(Logger("file", "/a b"))
+    assert _start(found) == ["/l/append", "/state", "/a b"]
+    assert found["Restart"] == "on-failure"
+
+
+def test_a_process_with_a_logger_writes_to_its_fifos_and_stops_before_it() -> None:
+    me = replace(IDENTITY, stdio=Stdio("", "binary:///l", "binary:///l"))
+    found = _properties(identity=me)
+    assert _start(found)[3:7] == ["-", "/state/out", "/state/err", "--"]
+    assert found["After"] == ["sdshim.target", "sdshim-default-c1::log.service"]
+    assert _properties()["After"] == ["sdshim.target"]
