@@ -36,6 +36,16 @@ INSPECT_END = """\
 NAME is a container's id or the beginning of one, NAMESPACE/ID, ID:EXEC for an exec, or a unit. A
 name that fits several is an error that lists them.
 """
+DOCTOR = """\
+Look for what is wrong on this node: remains of containers, the daemon, systemd, containerd,
+versions, permissions, drop-ins. Says nothing when all is well; each finding comes with what to do
+about it. Without --fix nothing is changed.
+"""
+DOCTOR_END = """\
+--fix removes remains that belong to no task and no unit, sets modes of our own files, and touches
+nothing of a living container. A finding that it repairs says so.
+Exit status: 0 fine, 1 warnings, 2 faults, 3 something could not be looked at.
+"""
 COMPLETION = """\
 Print a script for the shell's completion of commands, options and container ids. An installation
 puts it in place; by hand: source <(sdshim completion bash)
@@ -71,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("name", metavar="NAME", help="container's id, exec or unit")
     _namespace(shown)
     shown.add_argument("--json", action="store_true", help="as a JSON object")
+    doctor = _command(commands, "doctor", "say what is wrong, and what to do", DOCTOR, DOCTOR_END)
+    doctor.add_argument("--fix", action="store_true", help="repair what is safe to repair")
+    doctor.add_argument("-v", "--verbose", action="store_true", help="tell what was looked at too")
+    doctor.add_argument("--json", action="store_true", help="findings and facts as a JSON object")
     script = _command(
         commands, "completion", "print a script for the shell's completion", COMPLETION
     )

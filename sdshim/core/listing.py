@@ -27,8 +27,8 @@ STRAY, BROKEN, LOST, EXITED, PAUSED = "stray", "broken", "lost", "exited", "paus
 """States that are no phase: a unit without state on disk, state that cannot be read, a process of
 which nothing is left but its record."""
 
-_BEFORE_ITS_UNIT = (Phase.CREATING, Phase.CREATED, Phase.STARTING)
-"""An exec has its unit from Start on, a container from Create on."""
+_BEFORE_ITS_UNIT = (Phase.CREATING, Phase.CREATED, Phase.STARTING, Phase.RESTORING)
+"""An exec and a container to be restored have their unit from Start on, others from Create on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,8 @@ def state_of(entry: Entry, unit: UnitFacts | None) -> str:
     if unit is not None and unit.alive:
         frozen = unit.text("FreezerState").startswith(("frozen", "freezing"))
         return PAUSED if frozen and phase is Phase.RUNNING else str(phase)
-    early = phase in _BEFORE_ITS_UNIT if entry.exec_id else phase is Phase.CREATING
+    late = entry.exec_id or entry.record.identity.checkpoint
+    early = phase in _BEFORE_ITS_UNIT if late else phase is Phase.CREATING
     return str(phase) if early else LOST
 
 

@@ -104,6 +104,18 @@ def parse_unit(unit: str) -> UnitName | None:
     return UnitName(TaskKey(namespace, task_id), more[0] if more else "", logger)
 
 
+def helper_of(unit: str) -> TaskKey | None:
+    """The task that a unit of ours serves which is neither a container nor an exec: its name goes
+    on after a second colon (a FUSE program, the mounts of a restore, a checkpoint, a logger)."""
+    stem = unit.removeprefix(PREFIX).rpartition(".")[0]
+    namespace, _, rest = stem.partition("-")
+    task_id, _, role = rest.partition(":")
+    parts = (namespace.replace(":", "-"), task_id)
+    if not unit.startswith(PREFIX) or ":" not in role or not all(map(_ID.fullmatch, parts)):
+        return None
+    return TaskKey(*parts)
+
+
 def namespace_slice(namespace: str) -> str:
     """The slice of one containerd namespace, below sdshim.slice."""
     return f"{PREFIX}{namespace.replace('-', ':')}.slice"

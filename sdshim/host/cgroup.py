@@ -20,6 +20,14 @@ def hierarchy(root: Path = CGROUP_ROOT) -> Path:
     return root if unified(root) else root / "systemd"
 
 
+def describe(root: Path = CGROUP_ROOT) -> str:
+    """The flavour with v2's controllers, for people."""
+    if not unified(root):
+        return "hybrid v1"
+    names = (root / "cgroup.controllers").read_text().split()
+    return f"v2 ({', '.join(names) or 'no'} controllers)"
+
+
 def pids(cgroup: str, root: Path = CGROUP_ROOT) -> list[int]:
     """Every process in a cgroup and below it; empty when the cgroup is gone."""
     top = hierarchy(root) / cgroup.lstrip("/")
@@ -82,4 +90,13 @@ def prune(cgroup: str, root: Path = CGROUP_ROOT) -> None:
         folder = controller / cgroup.lstrip("/")
         for path in sorted(folder.glob("**/"), reverse=True):
             with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def remove(cgroup: str, root: Path = CGROUP_ROOT) -> None:
+    """Remove a cgroup and those below it, in every hierarchy. Raises OSError when it is in use."""
+    tops = [root] if unified(root) else [p for p in root.iterdir() if p.is_dir()]
+    for top in tops:
+        for path in sorted((top / cgroup.lstrip("/")).glob("**/"), reverse=True):
+            with contextlib.suppress(FileNotFoundError):
                 path.rmdir()

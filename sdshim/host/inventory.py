@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core import exitrecord, record
 from sdshim.core.errors import ShimError
 from sdshim.core.listing import Entry
 from sdshim.core.names import TaskKey
+from sdshim.host.mounts import mount_points
 from sdshim.host.statfile import pairs
-from sdshim.host.store import EXIT, RECORD
+from sdshim.host.store import EXIT, OOM, RECORD
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sdshim.core.exitrecord import ExitRecord
     from sdshim.core.model import ExitStatus
-
-OOM = "oom"
-"""What the exit hook copied of the cgroup's counters."""
 
 
 def entries(root: Path) -> list[Entry]:
@@ -81,6 +78,24 @@ def acknowledged(folder: Path) -> dict[str, int]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
+
+
+def namespaces(folder: Path) -> list[str]:
+    """The containerd namespaces that have a socket (`folder` is /run/sdshim/s)."""
+    return sorted(path.name for path in folder.glob("*"))
+
+
+def mounted() -> list[Path]:
+    """Every mount point of this mount namespace, the deepest first."""
+    table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    return mount_points(Path("/"), table)
+
+
+def started(pid: int) -> int:
+    """When a process was started, in clock ticks since boot (/proc/PID/stat, field 22); -1 when it
+    is not there: with the pid it names a process for good."""
+    words = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return int(words[19]) if len(words) > 19 else -1
 
 
 def _text(path: Path) -> str:

@@ -23,7 +23,7 @@ BUSY_WAIT_S = 0.05
 
 def mount_points(below: Path, table: str) -> list[Path]:
     """Mount points at or below a path, deepest first, from the text of /proc/self/mountinfo."""
-    prefix = str(below)
+    prefix = str(below).rstrip("/")
     found = []
     for line in table.splitlines():
         fields = line.split(" ", 5)

@@ -77,6 +77,16 @@ async def units(
     ]
 
 
+async def helpers(questions: Questions) -> list[UnitFacts]:
+    """The loaded units of ours that serve a task."""
+    listed = await questions.list_units(f"{names.PREFIX}*:*")
+    return [
+        UnitFacts(u.name, u.description, u.active_state, u.sub_state)
+        for u in listed
+        if u.load_state != "not-found" and names.helper_of(u.name)
+    ]
+
+
 async def ask(
     questions: Questions, unit: str, properties: Iterable[tuple[Kind, str]]
 ) -> dict[str, object]:

@@ -84,6 +84,13 @@ def test_what_has_no_unit_yet_is_not_lost() -> None:
     assert listing.row(exec_entry(Phase.RUNNING), None).state == "lost"
 
 
+def test_a_container_to_be_restored_has_its_unit_only_from_its_start_on() -> None:
+    restored = replace(IDENTITY, checkpoint="/images")
+    for phase in (Phase.CREATED, Phase.RESTORING):
+        found = replace(entry(), record=Record(restored, Life(phase)))
+        assert listing.row(found, None).state == str(phase)
+
+
 def test_an_exec_has_no_memory_of_its_own() -> None:
     row = listing.row(exec_entry(Phase.RUNNING), UNIT)
     assert (row.pid, row.memory, row.cpu_ns) == (50, None, None)

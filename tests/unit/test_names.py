@@ -79,3 +79,15 @@ def test_slices_nest_by_their_dashes_as_systemd_nests_them() -> None:
 def test_object_paths_are_escaped_as_sd_bus_escapes_them() -> None:
     path = names.unit_path("sdshim-default-a_b.service")
     assert path.endswith("/unit/sdshim_2ddefault_2da_5fb_2eservice")
+
+
+@given(namespace=LEGAL, task=LEGAL, exec_id=LEGAL)
+def test_units_that_serve_a_task_tell_whose_they_are(
+    namespace: str, task: str, exec_id: str
+) -> None:
+    key = TaskKey(namespace, task)
+    for unit in (names.mounts_unit(key), names.fuse_scope(key, 0, "a" * 32)):
+        assert names.helper_of(unit) == key
+        assert names.parse_unit(unit) is None
+    for unit in (names.init_unit(key), names.exec_unit(key, exec_id), names.ROOT_SLICE):
+        assert names.helper_of(unit) is None

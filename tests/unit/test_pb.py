@@ -128,6 +128,17 @@ ListenRequest: 1 namespace
 ListenResponse: 1 address
 CleanupRequest: 1 namespace, 2 id, 3 token, 4 bundle
 Options: 1 oci_runtime, 2 log, 3 notify bool, 4 unit_properties rep UnitPropertiesEntry
+[sdshim.containerd]
+Nothing:
+Version: 1 version
+Namespace: 1 name
+Namespaces: 1 namespaces rep Namespace
+Runtime: 1 name
+Container: 1 id, 4 runtime Runtime
+Containers: 1 containers rep Container
+Process: 1 container_id, 2 id, 3 pid u32, 4 status u32
+Processes: 1 tasks rep Process
+OneTask: 1 container_id
 """
 # The same, u64 where no type is named.
 NUMBERS = """

@@ -1,0 +1,157 @@
+"""Containers and drop-ins that take something of what makes a container its unit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdshim.core import names
+from sdshim.core.diagnosis import Finding, Level
+from sdshim.core.errors import ShimError
+from sdshim.core.unitspec import EX_LINES_SINCE
+from sdshim.runtime.bundle import load_spec
+from sdshim.survey.facts import SERVICE, number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sdshim.survey.facts import Facts
+
+NOTIFY = "/run/systemd/notify"
+"""systemd's notification socket (257 and newer: a link to a folder beside it)."""
+UNIT_FOLDERS = ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
+IMPLIES_MOUNT_NAMESPACE = frozenset(
+    [
+        "BindPaths",
+        "BindReadOnlyPaths",
+        "DynamicUser",
+        "ExecPaths",
+        "ExtensionDirectories",
+        "ExtensionImages",
+        "InaccessiblePaths",
+        "LogNamespace",
+        "MountAPIVFS",
+        "MountFlags",
+        "MountImages",
+        "NetworkNamespacePath",
+        "NoExecPaths",
+        "PrivateDevices",
+        "PrivateIPC",
+        "PrivateMounts",
+        "PrivateNetwork",
+        "PrivateTmp",
+        "ProcSubset",
+        "ProtectControlGroups",
+        "ProtectHome",
+        "ProtectHostname",
+        "ProtectKernelLogs",
+        "ProtectKernelModules",
+        "ProtectKernelTunables",
+        "ProtectProc",
+        "ProtectSystem",
+        "ReadOnlyPaths",
+        "ReadWritePaths",
+        "RootDirectory",
+        "RootEphemeral",
+        "RootImage",
+        "TemporaryFileSystem",
+    ]
+)
+"""systemd.exec(5): what puts a service into a mount namespace of its own."""
+_OFF = ("", "0", "no", "n", "false", "f", "off", "all", "default")
+
+
+def foreign_cgroups(facts: Facts) -> Iterator[Finding]:
+    """Containers in a cgroup that somebody else made (kubelet's cgroupfs driver)."""
+    found = [
+        (entry.name, entry.record.identity.cgroup)
+        for entry in facts.tasks
+        if entry.record and not entry.record.identity.owns_cgroup
+    ]
+    if found:
+        name, path = found[0]
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        text = (
+            f"{name}{more} runs in a cgroup of somebody else ({path}): limits of the unit and its "
+            "slice do not reach it, systemctl status lists no process of it"
+        )
+        advice = "kubelet: cgroupDriver: systemd, and SystemdCgroup = true for the handler"
+        yield Finding("foreign-cgroups", Level.WARNING, "cgroups", text, advice)
+
+
+def host_run(facts: Facts) -> Iterator[Finding]:
+    """A container that has the host's /run can speak to systemd as its unit, and to containerd."""
+    for entry in facts.tasks:
+        if entry.record is None:
+            continue
+        try:
+            spec = load_spec(Path(entry.record.identity.bundle))
+        except ShimError:
+            continue
+        for mount in spec.get("mounts") or ():
+            source = str(mount.get("source", "")) if isinstance(mount, dict) else ""
+            if _holds_notify(source):
+                text = f"{entry.name} is given the host's {source}: it can tell systemd anything"
+                text += " of its own unit (status, main process), and reach root's sockets"
+                advice = "mount what it needs of /run only"
+                yield Finding("host-run", Level.WARNING, entry.name, text, advice)
+                break
+
+
+def _holds_notify(source: str) -> bool:
+    path = source.rstrip("/").replace("/var/run", "/run", 1)
+    return source.startswith("/") and (path == NOTIFY or NOTIFY.startswith(f"{path}/"))
+
+
+def mount_namespace(facts: Facts) -> Iterator[Finding]:
+    """Drop-ins that give the daemon or containers a mount namespace of their own."""
+    mount_survives = number(facts.versions.get("systemd", "")) >= (EX_LINES_SINCE,)
+    for path, key in _drop_ins():
+        whose = "the daemon" if path.parent.name == f"{SERVICE}.d" else "containers"
+        only_containers = path.parent.name.startswith(names.PREFIX)
+        level = Level.WARNING if only_containers and mount_survives else Level.FAULT
+        text = f"{path} sets {key}=, which puts {whose} into a mount namespace"
+        text += ": their mounts are not the host's"
+        advice = f"remove {key}= there, then systemctl daemon-reload"
+        if whose == "the daemon":
+            advice += f" and systemctl restart {SERVICE}"
+        yield Finding("mount-namespace", level, f"{path}:{key}", text, advice)
+    pid = facts.daemon.get("MainPID")
+    if isinstance(pid, int) and pid and _namespace(pid) not in ("", _namespace(1)):
+        text = f"{SERVICE} (pid {pid}) runs in a mount namespace of its own"
+        advice = f"systemctl cat {SERVICE}; systemctl restart {SERVICE}"
+        yield Finding("mount-namespace", Level.FAULT, SERVICE, text, advice)
+
+
+def _drop_ins() -> Iterator[tuple[Path, str]]:
+    """(file, key) of what implies a mount namespace for services of ours."""
+    seen = set()
+    for top in UNIT_FOLDERS:
+        folder = Path(top, "systemd/system")
+        if folder.resolve() in seen:  # /lib is /usr/lib
+            continue
+        seen.add(folder.resolve())
+        places = [folder / "service.d", folder / f"{SERVICE}.d"]
+        places += sorted(folder.glob(f"{names.PREFIX}*{names.SUFFIX}.d"))
+        for place in places:
+            for path in sorted(place.glob("*.conf")):
+                for key in _keys(path.read_text(errors="replace")):
+                    yield path, key
+
+
+def _keys(text: str) -> list[str]:
+    """The keys of a unit file that imply a mount namespace and are not switched off."""
+    found = {}
+    for line in text.splitlines():
+        match = re.fullmatch(r"\s*([A-Za-z]+)\s*=\s*(.*?)\s*", line)
+        if match and match[1] in IMPLIES_MOUNT_NAMESPACE:
+            found[match[1]] = match[2].lower() not in _OFF
+    return [key for key, on in found.items() if on]
+
+
+def _namespace(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/ns/mnt").readlink())
+    except OSError:
+        return ""
