@@ -45,6 +45,9 @@ test: lint ## lint, unit tests, system tests on this machine's own root
 bench: deps ## sdshim against io.containerd.runc.v2, interleaved, as ratios (N=rounds)
 	@$(PY) -m tests.bench --root $(ROOT) --cgroup $(CGROUP) --rounds $(N)
 
+compare: deps ## the same scenarios against io.containerd.runc.v2 and sdshim (ROOT, CGROUP)
+	@$(PY) -m tests.compare --root $(ROOT) --cgroup $(CGROUP)
+
 exits: deps ## N one-millisecond containers and execs: no exit lost or wrong (N=2000)
 	@$(PY) -m tests.bench.exits --root $(ROOT) --cgroup $(CGROUP) -n $(N)
 
@@ -63,4 +66,4 @@ uninstall: ## remove what install put there
 clean: ## the virtual environment and caches of tools (host roots: python -m tests.host --clean)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help deps demo lint unit system test bench exits host proto install uninstall clean
+.PHONY: help deps demo lint unit system test bench compare exits host proto install uninstall clean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.host import keeper
@@ -29,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[MINUTES] = {}
+    # no test is about time: a busy machine is no fault
+    hypothesis.settings.register_profile("sdshim", deadline=None)
+    hypothesis.settings.load_profile("sdshim")
 
 
 def _hosts(config: pytest.Config) -> dict[str, str]:

@@ -135,5 +135,5 @@ def error_text(log: str, output: str) -> str:
                 break
             continue
         if entry.get("level") in ("error", "fatal"):
-            found = str(entry.get("msg", "")) or found
+            found = str(entry.get("msg", "")).strip() or found
     return found or " ".join(output.split())

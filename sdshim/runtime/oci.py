@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core.errors import ShimError, UnknownError
+from sdshim.core.errors import NotFound, ShimError, UnknownError
 from sdshim.runtime import commands, process
 from sdshim.runtime.criu import Criu
 
@@ -32,7 +32,7 @@ class OciRuntime:
         self.criu = Criu(self._environment)
 
     def create_argv(self, me: Identity, state_dir: Path, console: str = "") -> list[str]:
-        """What the unit's ExecStart runs. Raises NotFound for an unknown runtime."""
+        """What the unit's ExecStart runs. Raises UnknownError for an unknown runtime."""
         base = self._base(me, state_dir)
         return commands.create(base, me.runtime, me.bundle, str(state_dir), me.id, console)
 
@@ -125,7 +125,10 @@ class OciRuntime:
         return commands.error_text(_tail(state_dir / commands.LOG), printed)
 
     def _base(self, me: Identity, state_dir: Path) -> list[str]:
-        binary = process.find(me.runtime.binary)
+        try:
+            binary = process.find(me.runtime.binary)
+        except NotFound as error:  # NotFound would be the task (protocol 3.5)
+            raise UnknownError(error.message, hint=error.hint) from error
         return commands.prefix(binary, me.runtime, me.namespace, str(state_dir))
 
     async def _run(

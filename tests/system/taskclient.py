@@ -15,13 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import select
 import shutil
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,11 +29,11 @@ from sdshim.pb import control_pb2
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.ttrpc.client import Client
 from tests.system.eventserver import EventServer
+from tests.tools.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from concurrent.futures import Future
-    from pathlib import Path
 
     from tests.host import Host
 
@@ -90,52 +88,16 @@ def spec_of(*command: str) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class Bundle:
-    """A bundle's folder; `path` inside the host, `outside` the same from here."""
+class Bundle(Streams):
+    """A bundle's folder, with the streams of its task."""
 
     namespace: str
     id: str
-    path: str
-    outside: Path
-    ends: dict[str, int] = field(default_factory=dict)
-
-    def fifo(self, stream: str) -> str:
-        """Make a FIFO, take the client's end of an output; its path for Create."""
-        path = self.outside / stream
-        os.mkfifo(path, 0o700)
-        if stream != "stdin":
-            self.ends[stream] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        return f"{self.path}/{stream}"
-
-    def read(self, stream: str, timeout: float = 10) -> bytes:
-        """What the container wrote, up to the end of file."""
-        data = b""
-        deadline = time.monotonic() + timeout
-        while True:
-            ready, _, _ = select.select([self.ends[stream]], [], [], deadline - time.monotonic())
-            assert ready, f"no end of file on {stream} within {timeout} s; came: {data!r}"
-            part = os.read(self.ends[stream], 65536)
-            if not part:
-                return data
-            data += part
-
-    def read_line(self, stream: str, timeout: float = 10) -> bytes:
-        """What the container writes next, up to the end of a line."""
-        data = b""
-        while not data.endswith(b"\n"):
-            assert select.select([self.ends[stream]], [], [], timeout)[0], f"came: {data!r}"
-            data += os.read(self.ends[stream], 1)
-        return data
 
     def write_spec(self, spec: Any) -> None:
         """config.json anew; bytes go in as they are."""
         data = spec if isinstance(spec, bytes) else json.dumps(spec).encode()
         (self.outside / "config.json").write_bytes(data)
-
-    def close(self) -> None:
-        for fd in self.ends.values():
-            os.close(fd)
-        self.ends.clear()
 
 
 class Connection:
@@ -259,7 +221,7 @@ class Rig:
     ) -> Bundle:
         """Make a bundle and run the launcher's `start` for it."""
         path = f"{HOME}/b/{namespace}/{id_}"
-        bundle = Bundle(namespace, id_, path, self.host.path(path))
+        bundle = Bundle(path, self.host.path(path), namespace, id_)
         bundle.outside.mkdir(mode=0o700, parents=True)
         self._bundles.append(bundle)
         bundle.write_spec(spec_of(*command) if spec is None else spec)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdshim.pb import events_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TYPES = {
     message.full_name: getattr(events_pb2, name)
@@ -49,12 +52,15 @@ class Mailbox:
 
     def has(self, task: str, timeout: float) -> bool:
         """Whether any event of a task comes in time."""
+        return self.wait_for(lambda: bool(self.of(task)), timeout)
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Whether it gets true in time; it is asked again after each event."""
         with self._news:
-            return self._news.wait_for(lambda: bool(self.of(task)), timeout)
+            return self._news.wait_for(condition, timeout)
 
     def until(self, task: str, topic: str, timeout: float = 10) -> Event:
         """Wait for an event of a task, and return it."""
-        with self._news:
-            arrived = self._news.wait_for(lambda: topic in self.of(task), timeout)
+        arrived = self.wait_for(lambda: topic in self.of(task), timeout)
         assert arrived, f"no {topic} of {task} within {timeout} s; came: {self.of(task)}"
         return next(event for event in self.all(task) if event.topic == f"/tasks/{topic}")
