@@ -9,6 +9,7 @@ import pytest
 
 from sdshim.pb import task_types_pb2
 from tests.host import CannotBoot, Host
+from tests.system import rootfs
 from tests.system.client import Ctr
 from tests.system.taskclient import Rig, no_traceback
 
@@ -82,3 +83,12 @@ def nobody_notices(rig: Rig) -> Iterator[None]:
     line.call("Kill", id="bystander", signal=9)
     assert end.result(10).exit_status == 137
     line.call("Delete", id="bystander")
+
+
+@pytest.fixture
+def mount_folder(host: Host) -> Iterator[None]:
+    """Sources of mounts: nothing is there before, and after a test no loop device is over them."""
+    devices = rootfs.loops(host)
+    yield
+    assert rootfs.loops(host) == devices
+    host.run(["rm", "-rf", "--one-file-system", rootfs.WORK])
