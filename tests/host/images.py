@@ -56,6 +56,25 @@ def archive() -> Path:
     return cache.ensure("images", f"oci-{key}", partial(_build, busybox)) / "images.tar"
 
 
+def layer() -> bytes:
+    """busybox's one layer, a gzipped tar: `docker import` makes an image of it."""
+    with tarfile.open(archive()) as tar:
+
+        def read(name: str) -> bytes:
+            file = tar.extractfile(name)
+            assert file is not None
+            return file.read()
+
+        def blob(described: dict[str, str]) -> bytes:
+            return read("blobs/" + described["digest"].replace(":", "/"))
+
+        manifests = json.loads(read("index.json"))["manifests"]
+        found = next(
+            one for one in manifests if one["annotations"]["io.containerd.image.name"] == BUSYBOX
+        )
+        return blob(json.loads(blob(found))["layers"][0])
+
+
 def _add(tar: tarfile.TarFile, name: str, kind: bytes, mode: int, content: bytes | str) -> None:
     member = tarfile.TarInfo(name)
     member.type, member.mode = kind, mode

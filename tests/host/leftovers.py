@@ -100,7 +100,7 @@ def _is_containers(tree: Path, path: str) -> bool:
     if all(part.endswith((".slice", ".scope")) for part in parts) and "docker-" not in path:
         return False
     if parts[0] == "system.slice":
-        own = parts[-1].endswith(".service") and not parts[-1].startswith("sdshim-")
+        own = parts[-1].endswith((".service", ".socket")) and not parts[-1].startswith("sdshim-")
         return not own
     # runc makes /<namespace>/<id> and removes only the second.
     return len(parts) > 1 or bool(_read(tree / path / "cgroup.procs"))

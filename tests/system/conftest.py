@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,21 +21,25 @@ if TYPE_CHECKING:
 LEFT = pytest.StashKey[set[str]]()
 
 
+@contextmanager
+def booted(name: str, **options: Any) -> Iterator[Host]:
+    """A host of that name (`ROOT/CGROUP`); a machine that cannot boot one skips, CI fails."""
+    root, _, cgroup = name.partition("/")
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(Host(root, cgroup, **options))
+        except CannotBoot as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"no host: {error}")
+        yield made
+
+
 @pytest.fixture(scope="session")
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    """One host (`--hosts`) for all its tests; a machine that cannot boot one skips, CI fails."""
-    root, _, cgroup = request.param.partition("/")
-    try:
-        booted = Host(root=root, cgroup=cgroup)
-        booted.__enter__()
-    except CannotBoot as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no host: {error}")
-    try:
-        yield booted
-    finally:
-        booted.stop()
+    """One host (`--hosts`) for all its tests."""
+    with booted(request.param) as made:
+        yield made
 
 
 @pytest.fixture

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import random
 import select
 import signal
-import struct
-import termios
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,12 +16,12 @@ from sdshim.pb import task_types_pb2
 from sdshim.pb.wellknown import PROCESS_URL
 from tests.fault.test_daemon_death import daemon_pid, kill_daemon
 from tests.system.client import events
+from tests.system.screen import Screen
 from tests.system.taskclient import spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.host import Host
     from tests.system.client import Ctr
     from tests.system.taskclient import Bundle, Rig
 
@@ -33,75 +29,6 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
 UNKNOWN = 2
 SEQUENCE = b"".join(b"%d\r\n" % n for n in range(1, 500001))
-
-
-class Screen:
-    """A program on the host with a terminal of ours, 100 columns by 30 lines."""
-
-    def __init__(self, host: Host, argv: list[str]) -> None:
-        self._host = host
-        self._master, slave = os.openpty()
-        self.resize(100, 30, tell=False)
-        modes = termios.tcgetattr(slave)
-        modes[1] &= ~termios.ONLCR  # ctr leaves this terminal's output processing on
-        termios.tcsetattr(slave, termios.TCSANOW, modes)
-        self.seen = bytearray()
-        self._at = 0
-        self.process = host.popen(
-            argv, interactive=True, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
-        )
-        os.close(slave)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.leave()
-        os.close(self._master)
-
-    def resize(self, columns: int, lines: int, *, tell: bool = True) -> None:
-        size = struct.pack("HHHH", lines, columns, 0, 0)
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
-        if tell:
-            self._host.send_signal(self.process, signal.SIGWINCH)
-
-    def type(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._master, data) :]
-
-    def read(self, seconds: float) -> bool:
-        """Take what comes; False at the end of it."""
-        if select.select([self._master], [], [], max(seconds, 0))[0]:
-            with contextlib.suppress(OSError):
-                self.seen += (part := os.read(self._master, 65536))
-                return bool(part)
-            return False
-        return True
-
-    def until(self, text: bytes, timeout: float = 15) -> bytearray:
-        """Read up to this text, past what was awaited before; what came."""
-        deadline = time.monotonic() + timeout
-        while (found := self.seen.find(text, self._at)) < 0:
-            going = self.read(deadline - time.monotonic())
-            assert going and time.monotonic() < deadline, f"no {text!r}: {self.seen[-2000:]!r}"
-        begun, self._at = self._at, found + len(text)
-        return self.seen[begun : self._at]
-
-    def end(self, timeout: float = 20) -> int:
-        """Read to the end; the program's exit status."""
-        deadline = time.monotonic() + timeout
-        while self.read(0.2):
-            assert time.monotonic() < deadline, f"no end: {self.seen[-2000:]!r}"
-            if self.process.poll() is not None and not select.select([self._master], [], [], 0)[0]:
-                break
-        return int(self.process.wait(5))
-
-    def leave(self) -> None:
-        """The client is killed."""
-        self._host.send_signal(self.process, 9)
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture
@@ -237,7 +164,7 @@ def test_killing_the_daemon_in_a_session_loses_nothing(box: Ctr, where: str) -> 
 def test_a_reader_that_stops_delays_nobody(box: Ctr) -> None:
     with _exec(box, "flood", "yes") as flood:
         flood.until(b"y\r\n")
-        flood._host.send_signal(flood.process, signal.SIGSTOP)
+        flood.host.send_signal(flood.process, signal.SIGSTOP)
         time.sleep(0.3)
         begun = time.monotonic()
         for number in range(5):
@@ -254,7 +181,7 @@ def test_a_reader_that_stops_delays_nobody(box: Ctr) -> None:
             box.call("task", "kill", "-s", "9", "--exec-id", "flood", "box", timeout=5)
             seen.until("box", "exit")
         flood.process.send_signal(signal.SIGCONT)  # the way in stops with the command
-        flood._host.send_signal(flood.process, signal.SIGCONT)
+        flood.host.send_signal(flood.process, signal.SIGCONT)
         assert flood.end() == 137
 
 
