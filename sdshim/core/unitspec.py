@@ -90,7 +90,7 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
         ("KillSignal", "i", unit.stop_signal),
         ("TimeoutStopUSec", "t", unit.stop_timeout_us),
         *_common(me, unit.state_dir, unit.description, unit.start_timeout_us, unit.environment),
-        *((name, "t", value) for name, value in unit.limits),
+        *_limits(unit.limits),
     ]
     if host.unified and host.systemd >= DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
         properties.append(("DelegateSubgroup", "s", SUP))
@@ -107,6 +107,8 @@ class ExecUnit:
     state_dir: str
     runtime_argv: tuple[str, ...]
     description: str
+    limits: tuple[tuple[str, int], ...] = ()
+    """As of the init unit."""
     start_timeout_us: int = 300_000_000
 
 
@@ -124,6 +126,7 @@ def exec_properties(unit: ExecUnit, host: HostFacts) -> list[Property]:
         _exec("ExecStart", host, argv),
         _exec("ExecStopPost", host, hook, privileged=True),
         *_common(me, unit.state_dir, unit.description, unit.start_timeout_us),
+        *_limits(unit.limits),
     ]
 
 
@@ -239,6 +242,10 @@ def _plain(me: Identity, stderr: str) -> list[Property]:
         ("SyslogIdentifier", "s", me.id),
         ("LogExtraFields", "aay", _log_fields(me)),
     ]
+
+
+def _limits(limits: tuple[tuple[str, int], ...]) -> list[Property]:
+    return [(name, "t", value) for name, value in limits]
 
 
 def _streams(me: Identity, state_dir: str) -> list[str]:

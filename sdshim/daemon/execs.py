@@ -132,14 +132,14 @@ async def _run(node: Node, call: Call, child: Exec) -> bytes:
         await loggers.prepare(child)
         await streams.hold(node, child)
         await loggers.start(node, child)
-        result = await _start_unit(node, child)
+        result = await _start_unit(node, child, call.peer_pid)
         return await _finish(node, call, child, result)
     except Exception:
         await _give_up(node, child)
         raise
 
 
-async def _start_unit(node: Node, child: Exec) -> str:
+async def _start_unit(node: Node, child: Exec, peer_pid: int) -> str:
     me = child.identity
     folder = node.store.folder(me)
     unit = ExecUnit(
@@ -147,6 +147,7 @@ async def _start_unit(node: Node, child: Exec) -> str:
         state_dir=str(folder),
         runtime_argv=tuple(node.runtime.exec_argv(me, folder, streams.console(node, child))),
         description=f"Exec {me.exec_id} in container {child.key}",
+        limits=units.inherited_limits(me, peer_pid),
         start_timeout_us=int(node.config.create_timeout * 1e6),
     )
     return await units.start(node, child, exec_properties(unit, node.facts))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core.unitspec import InitUnit, init_properties
 from sdshim.daemon import timings
 from sdshim.host import cgroup
 from sdshim.host.process import limits_of
+from sdshim.runtime import bundle
 from sdshim.systemd.errors import NoSuchUnit
 
 if TYPE_CHECKING:
@@ -39,19 +41,25 @@ async def start_init(
     memory_limit: int | None = None,
 ) -> str:
     """Start the unit that is the container, with the OCI runtime's `argv`; how its job ended.
-    The container has the limits of the process `peer_pid`, containerd."""
+    The container has the limits of the processes of `peer_pid`, containerd."""
     unit = InitUnit(
         identity=task.identity,
         state_dir=str(node.store.folder(task.identity)),
         runtime_argv=tuple(argv),
         description=description,
-        limits=limits_of(peer_pid),
+        limits=inherited_limits(task.identity, peer_pid),
         environment=environment,
         memory_limit=memory_limit,
         stop_timeout_us=int(node.config.stop_timeout * 1e6),
         start_timeout_us=int(node.config.create_timeout * 1e6),
     )
     return await start(node, task, init_properties(unit, node.facts))
+
+
+def inherited_limits(me: Identity, peer_pid: int) -> tuple[tuple[str, int], ...]:
+    """The resource limits that a process of the container has when its spec names none: those that
+    containerd (`peer_pid`) gives to its children."""
+    return limits_of(peer_pid, bundle.read_start(Path(me.bundle)).get("nofile", ""))
 
 
 async def begun_before(node: Node, process: Process) -> str | None:

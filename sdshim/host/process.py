@@ -66,21 +66,29 @@ def is_ending(pid: int) -> bool:
     return words[0] in "ZX" or bool(int(words[6]) & PF_EXITING)
 
 
-def limits_of(pid: int) -> tuple[tuple[str, int], ...]:
-    """Resource limits of a process as unit properties (`LimitNOFILE`, `LimitNOFILESoft`, …).
+def limits_of(pid: int, nofile: str = "") -> tuple[tuple[str, int], ...]:
+    """Resource limits of a process's children as unit properties (`LimitNOFILE`,
+    `LimitNOFILESoft`, …).
 
     A container whose spec names no rlimits has those of containerd under the stock shim; systemd's
-    defaults (1024 files) would surprise it.
+    defaults (1024 files) would surprise it. `nofile`: the soft limit of open files that a child has
+    seen, a number or `unlimited`: a Go program raises its own and gives its children the first one.
     """
     try:
         text = Path(f"/proc/{pid}/limits").read_text()
     except OSError:
         return ()
-    found: list[tuple[str, int]] = []
+    found: dict[str, int] = {}
     for line in text.splitlines():
         name = line[:26].strip()
         values = line[26:].split()
         if name in LIMITS and len(values) >= 2:
-            soft, hard = (INFINITY if v == "unlimited" else int(v) for v in values[:2])
-            found += [(LIMITS[name], hard), (f"{LIMITS[name]}Soft", soft)]
-    return tuple(found)
+            found[LIMITS[name]] = _limit(values[1])
+            found[f"{LIMITS[name]}Soft"] = _limit(values[0])
+    if nofile and "LimitNOFILE" in found:
+        found["LimitNOFILESoft"] = min(_limit(nofile), found["LimitNOFILE"])
+    return tuple(found.items())
+
+
+def _limit(word: str) -> int:
+    return int(word) if word.isdigit() else INFINITY

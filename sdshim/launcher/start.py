@@ -2,12 +2,14 @@
 
 The daemon listens on one socket per containerd namespace and makes it when asked (Control.Listen).
 The bundle (the working directory) gets `address`, which containerd 1.6 and 1.7 read at reload, and
-`sdshim.start`, `key=value` lines that tell the daemon which containerd wants this task's events.
+`sdshim.start`, `key=value` lines that tell the daemon which containerd wants this task's events,
+and what it gives to its children (`nofile`: their soft limit of open files).
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import time
 
 from sdshim.launcher import control
@@ -60,6 +62,7 @@ def _facts(flags: Flags, params: Message | None) -> dict[str, str]:
     env = os.environ
     told = params or Message(b"")
     debug = flags.debug or told.number(3) <= _DEBUG
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return {
         "namespace": flags["namespace"],
         "id": flags["id"],
@@ -71,6 +74,7 @@ def _facts(flags: Flags, params: Message | None) -> dict[str, str]:
         "max_shim_version": env.get("MAX_SHIM_VERSION", ""),
         "runtime_version": told.text(4),
         "answer_version": "3" if params else "2",
+        "nofile": "unlimited" if files == resource.RLIM_INFINITY else str(files),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import string
 import subprocess
@@ -177,6 +178,7 @@ def test_the_bundle_says_which_containerd_wants_the_events(ready: Node) -> None:
         "max_shim_version": "2",
         "runtime_version": "",
         "answer_version": "2",
+        "nofile": str(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
     }
     assert (ready.bundle / "address").read_bytes().decode() == the_socket(ready), "no newline"
     assert sorted(path.name for path in ready.bundle.iterdir()) == [
