@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import logging
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,12 @@ from sdshim.systemd.bus import Bus
 from sdshim.systemd.errors import BadProperty, NoSuchUnit, Uncertain, UnitExists
 from sdshim.systemd.journal import JournalHandler
 from sdshim.systemd.manager import Manager
-from tests.host import CannotBoot, Host
+from tests.system.conftest import booted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from tests.host import Host
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
 
@@ -35,18 +36,8 @@ COUNTER = itertools.count()
 @pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """A host of our own, without the daemon: the units of these tests have names of its kind."""
-    root, _, cgroup = request.param.partition("/")
-    try:
-        booted = Host(root=root, cgroup=cgroup, install=False, images=False)
-        booted.__enter__()
-    except CannotBoot as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no host: {error}")
-    try:
-        yield booted
-    finally:
-        booted.stop()
+    with booted(request.param, install=False, images=False) as made:
+        yield made
 
 
 @contextlib.asynccontextmanager

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.host import CannotBoot, Host, keeper
+from tests.host import keeper
+from tests.system.conftest import booted
 from tests.system.cri.pods import Pods, containerd_config, prepare, ready
 from tests.tools.cri import Cri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.host import Host
+
 
 @pytest.fixture(scope="session")
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """One host (`--hosts`) for all tests of pods, instead of the other tests' host."""
-    root, _, cgroup = request.param.partition("/")
-    try:
-        config = partial(containerd_config, limits=keeper.has_controllers(cgroup))
-        booted = Host(root, cgroup, containerd_config=config)
-        booted.__enter__()
-    except CannotBoot as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no host: {error}")
-    try:
-        prepare(booted)
-        yield booted
-    finally:
-        booted.stop()
+    limits = keeper.has_controllers(request.param.partition("/")[2])
+    config = partial(containerd_config, limits=limits)
+    with booted(request.param, containerd_config=config) as made:
+        prepare(made)
+        yield made
 
 
 @pytest.fixture
