@@ -77,11 +77,12 @@ class Node:
             raise NotFound(f"process does not exist {exec_id}: not found")
         return found
 
-    def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+    def spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         """Run something beside the calls; its failure is logged, close() ends it."""
         running = asyncio.get_running_loop().create_task(work, name=name)
         self._background.add(running)
         running.add_done_callback(self._ended)
+        return running
 
     def _ended(self, done: asyncio.Task[None]) -> None:
         self._background.discard(done)

@@ -2,6 +2,10 @@
 
 Paused also is what somebody has frozen behind our back, by the runtime or by `systemctl freeze`
 (cgroup v2): Exec is refused then, and Resume thaws both.
+
+A frozen process gets no SIGTERM, and on cgroup v1 no SIGKILL either: `systemctl stop` would wait
+for nothing, TimeoutStop or twice that. So a container that is being stopped is resumed; the job
+that stops it is heard of while it is paused, by a match rule for its unit.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from sdshim.core import names
-from sdshim.core.errors import UnknownError
+from sdshim.core.errors import ShimError, UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
 from sdshim.daemon import timings
@@ -63,6 +67,7 @@ async def pause(node: Node, call: Call, task: Task) -> bytes:
             freezer.thaw(me.cgroup)
             raise UnknownError(PAUSE_REFUSED[Phase.EXITED])
         task.see(Seen.PAUSED, call=call.key, reply=DONE)
+        stand_by(node, task)
         return b""
 
 
@@ -81,7 +86,34 @@ async def resume(node: Node, call: Call, task: Task) -> bytes:
                 await node.runtime.resume(task.identity, node.store.folder(task.identity))
         if task.phase is Phase.PAUSED:
             task.see(Seen.RESUMED, call=call.key, reply=DONE)
+            stand_down(task)
         return b""  # without an event when its first instruction was its end
+
+
+def stand_by(node: Node, task: Task) -> None:
+    """Resume the paused container when its unit is being stopped."""
+    task.stop_watch = node.spawn(_resume_at_stop(node, task), f"stop of {task}")
+
+
+def stand_down(task: Task) -> None:
+    """It is not paused any more."""
+    if task.stop_watch:
+        task.stop_watch.cancel()
+        task.stop_watch = None
+
+
+async def _resume_at_stop(node: Node, task: Task) -> None:
+    try:
+        await node.manager.when_stopping(task.identity.unit)
+    except ShimError as error:
+        log.warning("a stop of %s while it is paused would take its time: %s", task, error)
+        return
+    async with task.lock:
+        if task.phase is not Phase.PAUSED:
+            return
+        freezer.thaw(task.identity.cgroup)
+        task.see(Seen.RESUMED)
+    log.info("%s resumed: its unit is being stopped", task)
 
 
 def is_paused(task: Task) -> bool:
@@ -95,6 +127,7 @@ def melt(task: Task) -> None:
     """Its init has ended: what is left of the container, and the unit's exit hook, must be able to
     run (stock resumes here as well). No event tells of it. systemd cannot be asked: it thaws active
     units only, and from 255 on waits for the hook's first instruction in the frozen cgroup."""
+    stand_down(task)
     me = task.identity
     try:
         freezer.thaw(me.cgroup)

@@ -183,6 +183,8 @@ class Task(Process):
         self.ending = False
         """The init process has ended: no exec may start any more (protocol 7.4)."""
         self.oom_watch: Watch | None = None
+        self.stop_watch: asyncio.Task[None] | None = None
+        """Waits for a stop of the unit while the container is paused."""
 
     def close(self) -> None:
         """Let go of descriptors, the execs' too."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sdshim.core import names
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase
-from sdshim.daemon import exits, limits, loggers, streams, terminals
+from sdshim.daemon import exits, limits, loggers, pause, streams, terminals
 from sdshim.daemon.delete import discard
 from sdshim.daemon.process import Exec, Task
 from sdshim.host import cgroup
@@ -122,6 +122,8 @@ async def _adopt(node: Node, task: Process) -> None:
         exits.watch(node, task)
         if isinstance(task, Task) and task.phase not in (Phase.CREATED, Phase.STARTING):
             node.spawn(limits.settle(node, task), f"limits of {task}")
+            if task.phase in (Phase.PAUSED, Phase.CHECKPOINTING_PAUSED):
+                pause.stand_by(node, task)
     else:
         node.spawn(exits.ended(node, task), f"exit of {task}")
 

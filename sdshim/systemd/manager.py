@@ -93,6 +93,7 @@ class Manager(Questions):
         self._queueing: dict[str, int] = {}
         self._early: dict[str, dict[int, str]] = {}
         self._removals: dict[str, set[asyncio.Future[None]]] = {}
+        self._stop_news: set[asyncio.Event] = set()
         self._refs: set[str] = set()
         self._doubtful_refs: set[str] = set()
         self._reconnected = False
@@ -308,6 +309,30 @@ class Manager(Questions):
         """Undo `freeze`; answered when it runs."""
         await self._call("ThawUnit", "s", unit)
 
+    # --- stop
+
+    async def when_stopping(self, unit: str) -> None:
+        """Return when the unit is being stopped, whoever asked for it: at once when it is now. It
+        costs a match rule of its own while it waits, and a signal for each job of the unit."""
+        news = asyncio.Event()
+
+        def heard(signal: Signal) -> None:
+            match signals.decode(signal.member, signal.body):
+                case signals.JobNew(_, queued) if queued == unit:
+                    news.set()
+
+        rule = f"type='signal',sender='{SYSTEMD}',path='{PATH}',interface='{MANAGER}'"
+        rule += f",member='JobNew',arg2='{unit}'"
+        await self._bus.add_match(rule, heard)
+        self._stop_news.add(news)
+        try:
+            while not await self.is_stopping(unit):
+                await news.wait()
+                news.clear()
+        finally:
+            self._stop_news.discard(news)
+            await self._bus.remove_match(rule, heard)
+
     # --- removal
 
     def removal(self, unit: str) -> asyncio.Future[None]:
@@ -383,6 +408,8 @@ class Manager(Questions):
             await asyncio.gather(*(self._ref_again(unit) for unit in list(self._refs)))
         await asyncio.gather(*(self._ask_for_job(job) for job in list(self._jobs.values())))
         await asyncio.gather(*(self._ask_for_removal(unit) for unit in list(self._removals)))
+        for news in self._stop_news:
+            news.set()
 
     async def _subscribe(self) -> None:
         try:

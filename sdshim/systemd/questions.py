@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sdshim.core.errors import Internal
 from sdshim.core.names import unit_path
-from sdshim.systemd.errors import DBUS, SYSTEMD, NoSuchUnit, NotDelivered, Uncertain
+from sdshim.systemd.errors import DBUS, SYSTEMD, BusError, NoSuchUnit, NotDelivered, Uncertain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,6 +146,21 @@ class Questions:
             return None
         identity = invocation.hex() if isinstance(invocation, bytes) else ""
         return ExitFacts(code, status, pid, time, str(result), identity, str(active))
+
+    async def is_stopping(self, unit: str) -> bool:
+        """Whether the unit is going down, has gone down, or a job that stops it is queued."""
+        # In this order: a job that has begun meanwhile is still there.
+        state = await self.get_unit_property(unit, "Unit", "ActiveState")
+        if state in ("deactivating", "inactive", "failed"):
+            return True
+        number, path = items(await self.get_unit_property(unit, "Unit", "Job"))
+        if not number:
+            return False
+        try:
+            kind = await self._get(str(path), f"{SYSTEMD}.Job", "JobType")
+        except BusError:  # it was none that takes time
+            return False
+        return kind in ("stop", "restart", "try-restart")
 
     async def is_gone(self, unit: str) -> bool:
         """Whether systemd has no unit of this name in memory."""

@@ -25,6 +25,14 @@ class JobRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class JobNew:
+    """A job has been queued; of which kind it is the signal does not say."""
+
+    id: int
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
 class UnitNew:
     """systemd has a unit of this name in memory now."""
 
@@ -45,7 +53,7 @@ class Reloading:
     active: bool
 
 
-ManagerSignal = JobRemoved | UnitNew | UnitRemoved | Reloading
+ManagerSignal = JobNew | JobRemoved | UnitNew | UnitRemoved | Reloading
 
 
 def decode(member: str, body: Sequence[object]) -> ManagerSignal | None:
@@ -53,12 +61,14 @@ def decode(member: str, body: Sequence[object]) -> ManagerSignal | None:
     match member, list(body):
         case "JobRemoved", [int(job), str(), str(unit), str(result)]:
             return JobRemoved(job, unit, result)
+        case "JobNew", [int(job), str(), str(unit)]:
+            return JobNew(job, unit)
         case "UnitNew", [str(unit), str()]:
             return UnitNew(unit)
         case "UnitRemoved", [str(unit), str()]:
             return UnitRemoved(unit)
         case "Reloading", [bool(active)]:
             return Reloading(active)
-        case "JobRemoved" | "UnitNew" | "UnitRemoved" | "Reloading", _:
+        case "JobNew" | "JobRemoved" | "UnitNew" | "UnitRemoved" | "Reloading", _:
             raise Internal(f"signal {member} of systemd has an unexpected body {list(body)!r}")
     return None

@@ -350,3 +350,22 @@ def eventually(condition: Callable[[], bool], what: str, timeout: float = 10) ->
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def dead_daemon(host: Host) -> Iterator[None]:
+    """The daemon is dead in this block, by SIGKILL: what systemd keeps for it is kept. The next one
+    is started after the block."""
+    drop_ins = host.path("/run/systemd/system/sdshim.service.d")
+    drop_ins.mkdir()
+    (drop_ins / "late.conf").write_text("[Service]\nRestartSec=1h\n")
+    host.run(["systemctl", "daemon-reload"])
+    try:
+        host.run(["systemctl", "kill", "--signal=KILL", "sdshim.service"])
+        state = ["systemctl", "show", "-P", "SubState", "sdshim.service"]
+        eventually(lambda: "auto-restart" in host.run(state).stdout, "it waits for its restart")
+        yield
+    finally:
+        shutil.rmtree(drop_ins)
+        host.run(["systemctl", "daemon-reload"])
+        host.run(["systemctl", "start", "sdshim.service"])

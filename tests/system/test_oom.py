@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import subprocess
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,11 +18,9 @@ from sdshim.host import oom
 from sdshim.pb import metrics_v1_pb2, metrics_v2_pb2
 from sdshim.pb.wellknown import PROCESS_URL
 from tests.system.limits import MIB, folder
-from tests.system.taskclient import Bundle, Rig, eventually, spec_of
+from tests.system.taskclient import Bundle, Rig, dead_daemon, eventually, spec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.host import Host
 
 pytestmark = pytest.mark.system
@@ -75,24 +71,6 @@ def _await_oom(rig: Rig, host: Host, id_: str, count: int) -> None:
     eventually(lambda: rig.events.of(id_).count("oom") == count, "it is told")
     text = f"{count} so far"
     eventually(lambda: text in _show(host, id_, "StatusText"), "the unit's status says so")
-
-
-@contextmanager
-def _no_daemon(host: Host) -> Iterator[None]:
-    """The daemon is dead in this block; systemd starts another one after it."""
-    drop_ins = host.path("/run/systemd/system/sdshim.service.d")
-    drop_ins.mkdir()
-    (drop_ins / "late.conf").write_text("[Service]\nRestartSec=1h\n")
-    host.run(["systemctl", "daemon-reload"])
-    try:
-        host.run(["systemctl", "kill", "--signal=KILL", "sdshim.service"])
-        state = ["systemctl", "show", "-P", "SubState", "sdshim.service"]
-        eventually(lambda: "auto-restart" in host.run(state).stdout, "it waits for its restart")
-        yield
-    finally:
-        shutil.rmtree(drop_ins)
-        host.run(["systemctl", "daemon-reload"])
-        host.run(["systemctl", "start", "sdshim.service"])
 
 
 @pytest.mark.controllers
@@ -177,7 +155,7 @@ def test_a_kill_in_a_cgroup_that_the_container_made_is_told(rig: Rig, host: Host
 def test_a_kill_while_no_daemon_is_there_is_told_by_the_next(rig: Rig, host: Host) -> None:
     bundle = _talking(rig, "alone", f"while read x; do {HOG}; echo $?; done")
     daemon = rig.daemon_pid()
-    with _no_daemon(host):
+    with dead_daemon(host):
         _say(bundle)
         assert bundle.read_line("stdout").strip() == b"137"
     assert rig.call("State", id="alone").pid
@@ -192,7 +170,7 @@ def test_a_kill_while_no_daemon_is_there_is_told_by_the_next(rig: Rig, host: Hos
 @pytest.mark.controllers
 def test_an_end_by_oom_while_no_daemon_is_there_is_told_by_the_next(rig: Rig, host: Host) -> None:
     bundle = _talking(rig, "blind", f"read x; exec {HOG}")
-    with _no_daemon(host):
+    with dead_daemon(host):
         _say(bundle)
         eventually(lambda: _show(host, "blind", "ActiveState") != "active", "it has ended")
         gone = folder(host, "blind", "memory")

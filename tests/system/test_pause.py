@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from sdshim.pb import task_types_pb2
 from sdshim.pb.wellknown import PROCESS_URL
-from tests.system.taskclient import Rig, eventually, spec_of
+from tests.system.taskclient import Rig, dead_daemon, eventually, spec_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.host import Host
     from tests.system.taskclient import Bundle
 
@@ -221,3 +224,77 @@ def test_an_exit_in_a_frozen_unit_is_reported(rig: Rig, host: Host) -> None:
     rig.call("Kill", id="iced", signal=signal.SIGKILL)
     assert rig.call("Wait", id="iced").exit_status == 137
     assert rig.call("Delete", id="iced").exit_status == 137
+
+
+TRAPPED = "trap 'exit 9' TERM; echo up; while :; do sleep 0.01; done"
+"""Ends at SIGTERM, which never comes to a frozen process."""
+
+
+@pytest.fixture
+def patient(host: Host) -> Iterator[str]:
+    """The unit of the container `calm` has no TimeoutStop: what systemd would end by SIGKILL after
+    its time would never end. Its id."""
+    drop_ins = host.path(f"/run/systemd/system/{_unit('calm')}.d")
+    drop_ins.mkdir()
+    (drop_ins / "patient.conf").write_text("[Service]\nTimeoutStopSec=infinity\n")
+    host.run(["systemctl", "daemon-reload"])
+    yield "calm"
+    shutil.rmtree(drop_ins)
+    host.run(["systemctl", "daemon-reload"])
+
+
+def _trapped(rig: Rig, id_: str) -> None:
+    bundle = rig.bundle(id_, "sh", "-c", TRAPPED)
+    rig.call("Create", id=id_, bundle=bundle.path, stdout=bundle.fifo("stdout"))
+    rig.call("Start", id=id_)
+    bundle.read_line("stdout")
+
+
+def test_a_paused_container_goes_on_when_its_unit_is_stopped(
+    rig: Rig, host: Host, patient: str
+) -> None:
+    _trapped(rig, patient)
+    for _ in range(2):  # what was resumed and paused again too
+        rig.call("Pause", id=patient)
+        rig.call("Resume", id=patient)
+    rig.call("Pause", id=patient)
+    host.run(["systemctl", "stop", _unit(patient)])
+    assert rig.call("Wait", id=patient).exit_status == 9
+    rig.events.until(patient, "exit")
+    assert rig.events.of(patient)[-3:] == ["paused", "resumed", "exit"]
+    assert rig.call("Delete", id=patient).exit_status == 9
+
+
+def test_a_start_of_its_unit_leaves_a_paused_container_paused(rig: Rig, host: Host) -> None:
+    _paused(rig, "still")
+    host.run(["systemctl", "start", _unit("still")])  # nothing to do, but a job
+    assert _is_frozen(host, "still")
+    assert rig.call("State", id="still").status == PAUSED
+
+
+def test_a_unit_stopped_while_no_daemon_was_there_goes_on_with_the_next(
+    rig: Rig, host: Host, patient: str
+) -> None:
+    _trapped(rig, patient)
+    rig.call("Pause", id=patient)
+    with dead_daemon(host):
+        host.run(["systemctl", "stop", "--no-block", _unit(patient)])
+        state = ["systemctl", "show", "-P", "ActiveState", _unit(patient)]
+        eventually(lambda: host.run(state).stdout.strip() == "deactivating", "it is being stopped")
+        assert _is_frozen(host, patient)
+    assert rig.call("Wait", id=patient).exit_status == 9
+    rig.events.until(patient, "exit")
+    assert rig.events.of(patient) == ["create", "start", "paused", "resumed", "exit"]
+
+
+def test_a_stop_that_came_before_the_pause_is_seen(rig: Rig, host: Host, patient: str) -> None:
+    script = "trap : TERM; echo up; while :; do sleep 0.01; done"
+    bundle = rig.bundle(patient, "sh", "-c", script)
+    rig.call("Create", id=patient, bundle=bundle.path, stdout=bundle.fifo("stdout"))
+    rig.call("Start", id=patient)
+    bundle.read_line("stdout")
+    host.run(["systemctl", "stop", "--no-block", _unit(patient)])
+    rig.call("Pause", id=patient)
+    rig.events.until(patient, "resumed")
+    rig.call("Kill", id=patient, signal=signal.SIGKILL)
+    assert rig.call("Wait", id=patient).exit_status == 137

@@ -69,6 +69,7 @@ def test_signals_are_decoded() -> None:
         3, "u", "done"
     )
     assert signals.decode("UnitRemoved", ["u", "/p"]) == signals.UnitRemoved("u")
+    assert signals.decode("JobNew", [3, "/j", "u"]) == signals.JobNew(3, "u")
     assert signals.decode("UnitNew", ["u", "/p"]) == signals.UnitNew("u")
     assert signals.decode("Reloading", [True]) == signals.Reloading(True)
     assert signals.decode("StartupFinished", [1, 2]) is None
@@ -295,6 +296,101 @@ def test_removal_is_believed_only_outside_a_reload(tmp_path: Path) -> None:
         await manager.when_removed(UNIT)
         await asyncio.sleep(0)
         assert manager._removals == {}
+
+    run(tmp_path, body)
+
+
+def job_new(fake: FakeBus, unit: str = UNIT) -> None:
+    fake.signal("JobNew", "uos", 7, f"{JOB}7", unit)
+
+
+class Asked:
+    """Answers Get with `values`; lets the test wait until something was asked for."""
+
+    def __init__(self, fake: FakeBus, **values: tuple[str, object]) -> None:
+        self.values = {**IDLE, **values}
+        self.queue: asyncio.Queue[str] = asyncio.Queue()
+        fake.answers["Get"] = self
+
+    def __call__(self, _: str, name: str) -> tuple[str, list[Any]]:
+        self.queue.put_nowait(name)
+        return got(*self.values[name])
+
+    async def until(self, name: str) -> None:
+        while await self.queue.get() != name:
+            pass
+
+
+IDLE: dict[str, tuple[str, object]] = {
+    "ActiveState": ("s", "active"),
+    "Job": ("(uo)", [0, "/"]),
+    "JobType": ("s", "start"),
+}
+
+
+def test_a_stop_is_heard_of_when_its_job_is_queued(tmp_path: Path) -> None:
+    async def body(fake: FakeBus, manager: Manager) -> None:
+        asked = Asked(fake)
+        rules = list(fake.rules)
+        waiting = asyncio.create_task(manager.when_stopping(UNIT))
+        await asked.until("Job")
+        assert [rule for rule in fake.rules if rule.endswith(f"member='JobNew',arg2='{UNIT}'")]
+        asked.values["Job"] = ("(uo)", [7, f"{JOB}7"])
+        job_new(fake, "other.service")
+        job_new(fake)  # which is a start
+        await asked.until("JobType")
+        assert not waiting.done()
+        asked.values["JobType"] = ("s", "stop")
+        job_new(fake)
+        await waiting
+        assert fake.rules == rules
+
+    run(tmp_path, body)
+
+
+@pytest.mark.parametrize("state", ["deactivating", "inactive", "failed"])
+def test_a_unit_that_goes_down_already_is_being_stopped(tmp_path: Path, state: str) -> None:
+    async def body(fake: FakeBus, manager: Manager) -> None:
+        has_properties(fake, **{**IDLE, "ActiveState": ("s", state)})
+        await manager.when_stopping(UNIT)
+
+    run(tmp_path, body)
+
+
+def test_a_job_that_is_over_before_it_is_asked_for_stops_nothing(tmp_path: Path) -> None:
+    async def body(fake: FakeBus, manager: Manager) -> None:
+        def answer(_: str, name: str) -> Any:
+            if name == "JobType":
+                raise FakeError("org.freedesktop.DBus.Error.UnknownObject", "gone")
+            return got(*{**IDLE, "Job": ("(uo)", [7, f"{JOB}7"])}[name])
+
+        fake.answers["Get"] = answer
+        assert not await manager.is_stopping(UNIT)
+
+    run(tmp_path, body)
+
+
+def test_a_stop_that_passed_unheard_is_asked_for_on_a_new_connection(tmp_path: Path) -> None:
+    async def body(fake: FakeBus, manager: Manager) -> None:
+        asked = Asked(fake)
+        waiting = asyncio.create_task(manager.when_stopping(UNIT))
+        await asked.until("Job")
+        asked.values["ActiveState"] = ("s", "deactivating")
+        fake.cut()
+        await waiting
+
+    run(tmp_path, body)
+
+
+def test_who_does_not_wait_for_a_stop_any_more_costs_nothing(tmp_path: Path) -> None:
+    async def body(fake: FakeBus, manager: Manager) -> None:
+        asked = Asked(fake)
+        rules = list(fake.rules)
+        waiting = asyncio.create_task(manager.when_stopping(UNIT))
+        await asked.until("Job")
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert fake.rules == rules
 
     run(tmp_path, body)
 
