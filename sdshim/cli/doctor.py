@@ -91,14 +91,12 @@ def _order(finding: Finding) -> int:
 
 def _about(seen: Facts) -> dict[str, Any]:
     """What was looked at, for the record."""
-    used, most = (
-        seen.daemon.get(name) for name in ("NFileDescriptorStore", "FileDescriptorStoreMax")
-    )
     return {
         **seen.versions,
         "daemon": seen.daemon.get("ActiveState"),
         "daemon restarts": seen.daemon.get("NRestarts"),
-        "fd store": f"{used} of {most}" if most else None,
+        "fd store": seen.daemon.get("NFileDescriptorStore"),
+        "fd store max": seen.daemon.get("FileDescriptorStoreMax"),
         "tasks": len(seen.tasks),
         "units": len(seen.units) if seen.units is not None else None,
         "containerds": ", ".join(view.address for view in seen.views),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ _FIRST = (
     "exit",
 )
 
+_TWICE = ("memory_bytes", "cpu_ns")
+"""They stand in `use` too."""
+
 
 def run(arguments: argparse.Namespace, config: Config) -> int:
     """Print the document; returns the exit status. Raises NotFound and InvalidArgument."""
@@ -36,8 +40,8 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.json:
         print(json.dumps(document, indent=2))
         return 0
-    order = [*_FIRST, *(name for name in document if name not in _FIRST)]
-    shown = [(name, _text(document.get(name))) for name in order]
+    order = [*_FIRST, *(name for name in document if name not in (*_FIRST, *_TWICE))]
+    shown = [(name, _text(document[name])) for name in order if document[name] is not False]
     lines = [(name.replace("_", " "), text) for name, text in shown if text]
     sys.stdout.write(table.pairs(lines))
     return 0
@@ -53,6 +57,23 @@ async def _document(arguments: argparse.Namespace, config: Config) -> dict[str, 
     return document
 
 
+def _setting(name: str, value: Any) -> tuple[str, str]:
+    """One of systemd's properties as a unit file has it: `MemoryMax=64M`, `CPUQuota=50%`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return name, _text(value)
+    if name.startswith("Memory") or name.endswith("Bytes"):
+        return name, table.size(value)
+    if name == "CPUQuotaPerSecUSec":
+        return "CPUQuota", f"{value / 1e4:g}%"
+    if name.endswith("USec"):
+        return name.removesuffix("USec") + "Sec", table.cpu_time(value * 1000)
+    if name.endswith("NSec"):
+        return name.removesuffix("NSec"), table.cpu_time(value)
+    if name == "KillSignal" and value in set(signal.Signals):
+        return name, signal.Signals(value).name
+    return name, str(value)
+
+
 def _text(value: Any) -> str:
     """A value on as few lines as it can be read on; empty for nothing."""
     if value is None or value in ("", [], {}):
@@ -60,7 +81,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        parts = [(key, _text(one)) for key, one in value.items()]
+        parts = [_setting(key, one) for key, one in value.items()]
         whole = [f"{key}={text}" for key, text in parts if text]
         return "\n".join(whole) if len(" ".join(whole)) > 70 else " ".join(whole)
     if isinstance(value, list):

@@ -116,6 +116,12 @@ def full_name(key: names.TaskKey, exec_id: str) -> str:
     return f"{key}:{exec_id}" if exec_id else str(key)
 
 
+def process_of(unit: str) -> names.UnitName | None:
+    """What a unit's name stands for; None when it is not that of a container or an exec."""
+    parsed = names.parse_unit(unit)
+    return None if parsed is None or parsed.logger else parsed
+
+
 def join(entries: Iterable[Entry], units: Iterable[UnitFacts]) -> list[tuple[Row, Entry | None]]:
     """A row for each process and each unit of ours, containers before their execs, by name."""
     left = {unit.name: unit for unit in units}
@@ -126,8 +132,8 @@ def join(entries: Iterable[Entry], units: Iterable[UnitFacts]) -> list[tuple[Row
             continue  # on disk only for its last event
         found.append((row(entry, left.pop(entry.unit, None)), entry))
     for unit in left.values():
-        parsed = names.parse_unit(unit.name)
-        if parsed is not None and not parsed.logger:
+        parsed = process_of(unit.name)
+        if parsed is not None:
             found.append((_stray(parsed.key, parsed.exec_id, unit), None))
     return sorted(found, key=lambda pair: (pair[0].key, pair[0].exec_id))
 

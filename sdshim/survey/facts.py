@@ -99,11 +99,12 @@ class Facts:
         return next((unit for unit in self.units or () if unit.name == name), None)
 
     def known(self, key: names.TaskKey) -> bool:
-        """Whether anybody has a task of that name: the disk, systemd, or a containerd."""
+        """Whether anybody has a task of that name: the disk, a unit that runs, a containerd."""
+        unit = self.unit(names.init_unit(key))
         return (
             any(entry.key == key and not entry.exec_id for entry in self.entries)
             or any(key in view.tasks | view.ghosts for view in self.views)
-            or self.unit(names.init_unit(key)) is not None
+            or (unit is not None and unit.alive)
         )
 
     @property

@@ -68,7 +68,7 @@ async def units(
 ) -> list[UnitFacts]:
     """The loaded services of ours, with some of their properties."""
     listed = await questions.list_units(f"{names.PREFIX}*{names.SUFFIX}")
-    loaded = [u for u in listed if u.load_state != "not-found" and names.parse_unit(u.name)]
+    loaded = [u for u in listed if u.load_state != "not-found" and listing.process_of(u.name)]
     wanted = tuple(properties)
     told = await asyncio.gather(*(ask(questions, u.name, wanted) for u in loaded))
     return [

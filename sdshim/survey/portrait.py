@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdshim.core import names
 from sdshim.core.listing import UNSET
 from sdshim.core.table import iso
 from sdshim.host import cgroup, inventory
 from sdshim.survey import node
 
 if TYPE_CHECKING:
-    from sdshim.core import names
     from sdshim.core.config import Config
     from sdshim.core.exitrecord import ExitRecord
     from sdshim.core.listing import Entry, Row
@@ -64,7 +64,7 @@ _DEFAULTS: tuple[object, ...] = (0, UNSET, [], "")
 
 async def of(config: Config, row: Row, entry: Entry | None) -> dict[str, Any]:
     """The document of one process; parts that are not known are null."""
-    unit, limits, use = await _systemd(row.unit)
+    unit, limits, use, helpers = await _systemd(row)
     record = entry.record if entry else None
     me = record.identity if record else None
     path = me.cgroup if me else str((unit or {}).get("ControlGroup", ""))
@@ -85,24 +85,34 @@ async def of(config: Config, row: Row, entry: Entry | None) -> dict[str, Any]:
         "oom_kills": entry.oom_kills if entry else None,
         "pending_events": pending(config, record) if record else [],
         "state_dir": entry.folder if entry else None,
+        "helpers": helpers,
         "error": (entry.error or None) if entry else "no state on disk",
     }
 
 
-async def _systemd(name: str) -> tuple[dict[str, Any] | None, dict[str, Any], dict[str, Any]]:
-    """Unit, limits and use; (None, {}, {}) when the unit is not loaded."""
+Part = dict[str, Any]
+
+
+async def _systemd(row: Row) -> tuple[Part | None, Part, Part, list[str]]:
+    """Unit, limits, use, and the units that serve it (a logger, a FUSE program …); no unit and
+    empty parts when it is not loaded."""
     async with node.systemd() as questions:
-        if not await questions.list_units(name):
-            return None, {}, {}
-        unit = await node.ask(questions, name, UNIT)
-        limits = await node.ask(questions, name, LIMITS)
-        use = await node.ask(questions, name, USE)
+        stem = row.unit.removesuffix(names.SUFFIX)
+        serving = [unit.name for unit in await node.helpers(questions)]
+        own = f"{stem}:" if row.exec_id else f"{stem}::"
+        helpers = [name for name in serving if name.startswith(own)]
+        if not await questions.list_units(row.unit):
+            return None, {}, {}, helpers
+        unit = await node.ask(questions, row.unit, UNIT)
+        limits = await node.ask(questions, row.unit, LIMITS)
+        use = await node.ask(questions, row.unit, USE)
     invocation = unit.get("InvocationID")
     unit["InvocationID"] = invocation.hex() if isinstance(invocation, bytes) else None
     return (
         unit,
         {k: _plain(v) for k, v in limits.items() if v not in _DEFAULTS and v != b""},
         {k: v for k, v in use.items() if v != UNSET},
+        helpers,
     )
 
 

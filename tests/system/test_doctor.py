@@ -344,13 +344,15 @@ def test_state_of_the_oci_runtime_is_removed_when_nothing_lives_in_it(
 
 
 def test_a_rootfs_that_is_still_mounted_is_unmounted(host: Host, web: str) -> None:
+    host.run(["systemd-run", f"--unit={LEFT}", "--setenv=SDSHIM_TOKEN=aa", "false"])
+    eventually(partial(_has_failed, host, LEFT), "it has failed")
     with made(host.path(f"{BUNDLES}/left")) as bundle:
         (bundle / "sdshim.token").write_text("aa")
         (bundle / "rootfs").mkdir()
         host.run(["mount", "-t", "tmpfs", "tmpfs", f"{BUNDLES}/left/rootfs"])
         assert doctor(host).of("mounts")["level"] == "warning"
         told = doctor(host, "--fix")
-        assert [r["subject"] for r in told.repairs] == [f"{BUNDLES}/left/rootfs"]
+        assert [r["subject"] for r in told.repairs] == [f"{BUNDLES}/left/rootfs", LEFT]
         assert told.status == FINE
     assert host.run(["mountpoint", f"{BUNDLES}/web/rootfs"]).returncode == 0
 

@@ -180,6 +180,20 @@ def test_inspect_tells_all_but_values_of_the_environment(ctr: Ctr, host: Host, w
         assert SECRET not in host.run(["sdshim", "inspect", *words]).stdout
 
 
+def test_a_logger_is_no_container_but_its_containers_helper(ctr: Ctr, host: Host) -> None:
+    host.path("/tmp/ps-logger").write_text("#!/bin/sh\nexec 5>&-\nexec cat <&3 >/dev/null\n")
+    host.path("/tmp/ps-logger").chmod(0o755)
+    options = ["-d", "--log-uri", "binary:///tmp/ps-logger"]
+    ctr.run("web", "sleep", "1000", options=options, check=True)
+    try:
+        assert list(ps(host, "--execs")) == ["default/web"]
+        assert inspect(host, "web")["helpers"] == ["sdshim-default-web::log.service"]
+        assert host.run(["sdshim", "doctor"]).stdout == ""
+    finally:
+        ctr.remove("web")
+        host.path("/tmp/ps-logger").unlink()
+
+
 def test_events_that_nobody_takes_are_told(host: Host, rig: Rig) -> None:
     rig.running("web")
     eventually(lambda: inspect(host, "web")["pending_events"] == [], "containerd has them all")

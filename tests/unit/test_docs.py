@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sdshim.cli.main import parser
 from sdshim.core import lifecycle
 from sdshim.core.config import Config, render
+from sdshim.survey.checks import CHECKS
 
 TREE = Path(__file__).resolve().parents[2]
 README = (TREE / "README.md").read_text(encoding="utf-8")
@@ -38,6 +40,20 @@ def test_the_readme_names_every_make_target() -> None:
 
 def test_the_readme_has_the_default_configuration() -> None:
     assert render(Config()) in README
+
+
+def test_the_operators_page_names_every_check_of_doctor() -> None:
+    page = (TREE / "docs" / "operators.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z-]+)` \|", page, re.M) == [name for name, _ in CHECKS]
+
+
+def test_every_command_of_the_operators_page_is_one() -> None:
+    page = (TREE / "docs" / "operators.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^    \$ sdshim ([^|;\n]+)", page, re.M)
+    named = re.findall(r"`sdshim ([a-z]+ [^`]+)`", page)
+    assert len(shown) > 8
+    for words in (*shown, *named):
+        parser().parse_args(words.split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

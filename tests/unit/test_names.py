@@ -86,8 +86,12 @@ def test_units_that_serve_a_task_tell_whose_they_are(
     namespace: str, task: str, exec_id: str
 ) -> None:
     key = TaskKey(namespace, task)
-    for unit in (names.mounts_unit(key), names.fuse_scope(key, 0, "a" * 32)):
+    for unit in (
+        names.mounts_unit(key),
+        names.fuse_scope(key, 0, "a" * 32),
+        names.logger_unit(key),
+        names.logger_unit(key, exec_id),
+    ):
         assert names.helper_of(unit) == key
-        assert names.parse_unit(unit) is None
     for unit in (names.init_unit(key), names.exec_unit(key, exec_id), names.ROOT_SLICE):
         assert names.helper_of(unit) is None

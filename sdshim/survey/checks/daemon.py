@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import sdshim
 from sdshim.core.config import DEFAULT_PATH
 from sdshim.core.diagnosis import Act, Finding, Level, Repair
 from sdshim.core.table import ago
@@ -22,9 +23,6 @@ STORE_WARNING, STORE_FAULT = 0.75, 0.95
 OUTBOX_WARNING_S, OUTBOX_FAULT_S = 15, 300
 """Age of the oldest event; containerd takes one in milliseconds."""
 FREE_WARNING, FREE_FAULT = 0.10, 0.02
-PACKAGE = Path("/usr/local/lib/sdshim/sdshim")
-PROGRAMS = Path("/usr/local/bin")
-"""Where packaging/install.sh puts them; what is not there is not checked."""
 
 
 def bus(facts: Facts) -> Iterator[Finding]:
@@ -58,7 +56,7 @@ def runs(facts: Facts) -> Iterator[Finding]:
         text = f"{SERVICE} runs and does not answer: {facts.daemon_error}"
         advice = f"journalctl -u {SERVICE}; systemctl restart {SERVICE} (no container notices)"
         yield Finding("daemon", Level.FAULT, SERVICE, text, advice, passing=True)
-    elif state == "active" and _installed_ns() > _microseconds(facts, "ExecMainStartTimestamp"):
+    elif state == "active" and _installed_us() > _microseconds(facts, "ExecMainStartTimestamp"):
         text = f"{SERVICE} was started before the sdshim that is installed now"
         advice = f"systemctl restart {SERVICE} (no container notices)"
         yield Finding("daemon", Level.WARNING, "old", text, advice)
@@ -67,12 +65,15 @@ def runs(facts: Facts) -> Iterator[Finding]:
         yield Finding("daemon", Level.WARNING, "reload", text, "systemctl daemon-reload")
 
 
-def _installed_ns() -> int:
-    """When the installed package was turned to, in µs; 0 for none."""
-    try:
-        return PACKAGE.lstat().st_mtime_ns // 1000
-    except OSError:
-        return 0
+def _installed_us() -> int:
+    """When the installed package was turned to, in µs; 0 in a layout that does not tell."""
+    link = _library() / "sdshim"
+    return link.lstat().st_mtime_ns // 1000 if link.is_symlink() else 0
+
+
+def _library() -> Path:
+    """PREFIX/lib/sdshim: packaging/install.sh puts us into v/HASH/sdshim below it."""
+    return Path(sdshim.__file__).resolve().parents[3]
 
 
 def _microseconds(facts: Facts, name: str) -> int:
@@ -149,8 +150,9 @@ def permissions(facts: Facts) -> Iterator[Finding]:
     private += [(run / "sdshim.sock", 0o600), *((path, 0o600) for path in sorted(run.glob("s/*")))]
     for path, mode in private:
         yield from _private(path, mode)
-    programs = sorted(PROGRAMS.glob("*shim*"))
-    for path in (Path(DEFAULT_PATH), PACKAGE.parent, *programs):
+    library = _library()
+    programs = sorted((library.parents[1] / "bin").glob("*shim*"))
+    for path in (Path(DEFAULT_PATH), library, *programs):
         yield from _not_writable(path)
 
 

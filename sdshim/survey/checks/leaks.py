@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sdshim.core import names
 from sdshim.core.diagnosis import Act, Finding, Level, Repair
-from sdshim.core.listing import state_of
+from sdshim.core.listing import process_of, state_of
 from sdshim.core.names import TaskKey
 from sdshim.host import cgroup
 from sdshim.host.inventory import started
@@ -176,7 +176,7 @@ def cgroups(facts: Facts) -> Iterator[Finding]:
     for root in _hierarchies():
         for folder, children, _ in os.walk(root):
             for name in list(children):
-                if not names.parse_unit(name) and not names.helper_of(name):
+                if not process_of(name) and not names.helper_of(name):
                     continue
                 children.remove(name)
                 path = f"/{os.path.relpath(os.path.join(folder, name), root)}"  # noqa: PTH118

@@ -112,7 +112,7 @@ def mount_namespace(facts: Facts) -> Iterator[Finding]:
         only_containers = path.parent.name.startswith(names.PREFIX)
         level = Level.WARNING if only_containers and mount_survives else Level.FAULT
         text = f"{path} sets {key}=, which puts {whose} into a mount namespace"
-        text += ": their mounts are not the host's"
+        text += ": what is mounted there is not seen by the host"
         advice = f"remove {key}= there, then systemctl daemon-reload"
         if whose == "the daemon":
             advice += f" and systemctl restart {SERVICE}"
