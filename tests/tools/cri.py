@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 RUNTIME = "runtime.v1.RuntimeService"
-SECONDS = 60.0
-"""For any call, as the kubelet has a limit too."""
+SECONDS = 120.0
+"""For any call, as the kubelet has a limit too; also on an emulated machine (tests/emulated)."""
 
 READY, NOTREADY = range(2)  # PodSandboxState
 CREATED, RUNNING, EXITED, UNKNOWN = range(4)  # ContainerState

@@ -129,19 +129,20 @@ def _served(client: Cri) -> bool:
     return True
 
 
-def _until(true: Callable[[], bool], what: str, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+def _until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + cri.SECONDS
     while not true():
         if time.monotonic() > deadline:
-            raise AssertionError(f"no {what} within {seconds} s")
+            raise AssertionError(f"no {what} within {cri.SECONDS} s")
         time.sleep(0.02)
 
 
 def cgroup_of(host: Host, pid: int, controller: str) -> str:
-    """The cgroup of a process in a v1 hierarchy."""
+    """The cgroup of a process, on v1 in that hierarchy."""
     lines = host.run(["cat", f"/proc/{pid}/cgroup"]).stdout.splitlines()
     split = [line.split(":", 2) for line in lines]
-    return next(path for _, names, path in split if controller in names.split(","))
+    wanted = controller if host.cgroup == "v1" else ""
+    return next(path for _, names, path in split if wanted in names.split(","))
 
 
 def namespace(host: Host, pid: int, kind: str) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.host import Host
     from tests.system.cri.pods import Pods
 
-pytestmark = [*MARKS, pytest.mark.cgroup("v1")]
+pytestmark = [*MARKS, pytest.mark.controllers]
 MEGABYTE = 1 << 20
 
 
@@ -38,9 +38,11 @@ def test_limits_hold_and_can_be_changed(pods: Pods, host: Host) -> None:
     resources = {"memory_limit_in_bytes": 64 * MEGABYTE, "cpu_period": 100_000, "cpu_quota": 50_000}
     container = pods.run().run("c", SLEEP, resources=resources)
     where = cgroup_of(host, container.pid(), "memory")
+    v1 = host.cgroup == "v1"
+    file = f"memory{where}/memory.limit_in_bytes" if v1 else f"{where}/memory.max"
 
     def limits() -> tuple[int, str]:
-        inside = host.path(f"/sys/fs/cgroup/memory{where}/memory.limit_in_bytes").read_text()
+        inside = host.path(f"/sys/fs/cgroup/{file}").read_text()
         unit = host.run(["systemctl", "show", "-P", "MemoryMax", container.unit]).stdout
         return int(inside), unit.strip()
 
