@@ -93,9 +93,17 @@ def key(mount_id: int, inode: int) -> str:
     return f"file[{mount_id:x}:{inode:x}]"
 
 
-def dump_config(keys: Mapping[int, str]) -> str:
-    """criu's configuration for a checkpoint of a container with these external streams."""
-    return "".join(f"external {one}\n" for one in sorted(set(keys.values())))
+def dump_config(keys: Mapping[int, str], *, unified: bool) -> str:
+    """criu's configuration for a checkpoint of a container with these external streams.
+
+    On cgroup v2 (`unified`) the container is in that hierarchy alone (criu calls it by the empty
+    name). In a v1 hierarchy that the host has beside it, it is in the root, and criu would go
+    through the cgroups of everybody, and fail when one is just being removed.
+    """
+    lines = [f"external {one}" for one in sorted(set(keys.values()))]
+    if unified:
+        lines.append('cgroup-dump-controller ""')
+    return "".join(f"{line}\n" for line in lines)
 
 
 def restore_config(keys: Mapping[int, str], cgroup: str, of: tuple[int, int]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core import criu
+from sdshim.core import criu, loguri
 from sdshim.core.errors import InvalidArgument, ShimError, UnknownError
 from sdshim.core.lifecycle import CHECKPOINTING, Phase, Seen
 from sdshim.core.model import RecordedReply
@@ -95,7 +95,7 @@ async def _prepare(node: Node, task: Task, job: _Job) -> None:
         (Path(task.identity.bundle) / KEPT_LOG).unlink(missing_ok=True)
         for path in (job.images, job.work):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        notes = criu.encode_notes(_external(task), job.wish)
+        notes = criu.encode_notes(_external(node, task), job.wish)
         (job.images / criu.NOTES).write_bytes(notes)
     except ShimError:
         shutil.rmtree(folder, ignore_errors=True)
@@ -105,10 +105,10 @@ async def _prepare(node: Node, task: Task, job: _Job) -> None:
         raise UnknownError(f"cannot checkpoint {task.key}", cause=str(error)) from error
 
 
-def _external(task: Task) -> dict[int, str]:
-    """criu's keys of the client's streams, by the container's descriptor. Ours are the same files
-    by the same mount; what we do not hold (any more), init may."""
-    stdio = task.identity.stdio
+def _external(node: Node, task: Task) -> dict[int, str]:
+    """criu's keys of the container's streams, by its descriptor. Ours are the same files by the
+    same mount; what we do not hold (any more), init may."""
+    stdio = loguri.process_side(task.identity.stdio, str(node.store.folder(task.identity)))
     if stdio.terminal:
         return {}
     keys = {}
@@ -133,7 +133,7 @@ async def _run(node: Node, task: Task, job: _Job) -> bool:
     me = task.identity
     folder = job.one.folder
     argv = node.runtime.checkpoint_argv(me, folder, job.wish, job.images, job.work)
-    config = criu.dump_config(_external(task))
+    config = criu.dump_config(_external(node, task), unified=node.facts.unified)
     unit = OneshotUnit(
         identity=job.one.me,
         folder=str(folder),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core import criu
+from sdshim.core import criu, loguri
 from sdshim.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ def check(me: Identity) -> None:
     if not (Path(me.checkpoint) / criu.INVENTORY).is_file():
         raise InvalidArgument(f"checkpoint {me.checkpoint}: there are no images of criu's")
     keys, _ = notes(me)
+    stdio = loguri.process_side(me.stdio, "")
     for number in keys:
         name = STREAM_NAMES[number]
-        if me.stdio.terminal or not getattr(me.stdio, name):
+        if stdio.terminal or not getattr(stdio, name):
             raise InvalidArgument(
                 f"checkpoint {me.checkpoint}: its container had a {name}, this task has none",
                 hint="restore it with the streams of the task that was checkpointed",

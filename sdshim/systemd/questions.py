@@ -119,12 +119,15 @@ class Questions:
     async def main_exit(self, unit: str) -> MainExit | None:
         """How the main process ended, None while systemd does not know (or the unit is gone).
 
-        Four properties, asked for at once; a code other than 0 proves that the unit was there.
+        Four properties, asked for at once and answered in this order. The code comes first: what
+        is asked for after it belongs to the same end. (A traced process has ended for a pidfd
+        before it has for its parent, systemd, which may learn of it between two answers.) The time
+        comes last: it proves that the unit was there for all.
         """
-        names = ("ExecMainStatus", "ExecMainPID", "ExecMainExitTimestamp", "ExecMainCode")
+        names = ("ExecMainCode", "ExecMainStatus", "ExecMainPID", "ExecMainExitTimestamp")
         got = (self.get_unit_property(unit, "Service", name) for name in names)
-        status, pid, time, code = map(integer, await asyncio.gather(*got))
-        return MainExit(code, status, pid, time) if code else None
+        code, status, pid, time = map(integer, await asyncio.gather(*got))
+        return MainExit(code, status, pid, time) if code and time else None
 
     async def exit_facts(self, unit: str) -> ExitFacts | None:
         """All that is known of the unit's end; None when systemd does not have it (any more).

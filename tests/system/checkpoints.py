@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from sdshim.pb import runc_pb2, types_pb2
-from tests.system.taskclient import ROOTFS, spec_of
+from tests.system.taskclient import ROOTFS, eventually, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
     from tests.host import Host
     from tests.system.taskclient import Bundle, Rig
@@ -54,20 +56,57 @@ def counting(rig: Rig, id_: str, command: str = COUNT, **spec: Any) -> Bundle:
     return bundle
 
 
+def say(bundle: Bundle, data: bytes) -> None:
+    """Write to the container's stdin, as its client."""
+    if "stdin" not in bundle.ends:
+        bundle.ends["stdin"] = os.open(bundle.outside / "stdin", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(bundle.ends["stdin"], data)
+
+
 def to_restore(rig: Rig, id_: str, checkpoint: str = IMAGES, **fields: Any) -> Bundle:
     """A container whose Create names a checkpoint: with streams, and its rootfs is mounted."""
+    bundle, call = begin_restore(rig, id_, checkpoint, **fields)
+    assert call.result(15).pid == 0
+    return bundle
+
+
+def begin_restore(
+    rig: Rig, id_: str, checkpoint: str = IMAGES, **fields: Any
+) -> tuple[Bundle, Future[Any]]:
+    """The same while Create is under way."""
     bundle = rig.bundle(id_, spec={**spec_of("sh", "-c", COUNT), "root": {"path": "rootfs"}})
     streams = {name: bundle.fifo(name) for name in ("stdin", "stdout", "stderr")}
     mount = types_pb2.Mount(type="bind", source=ROOTFS, options=["rbind", "rw"])
     request = {"bundle": bundle.path, "rootfs": [mount], "checkpoint": checkpoint, **streams}
-    answer = rig.call("Create", id=id_, **{**request, **fields})
-    assert answer.pid == 0
-    return bundle
+    return bundle, rig.begin("Create", id=id_, **{**request, **fields})
 
 
 FAKE = "/run/fake-criu"
 NO_CRIU = 'case $1 in --version) echo "Version: 4.1" ;; check) ;; *) exit 1 ;; esac'
 """A criu that is all right when it is asked, and fails when it has to work."""
+
+
+_HELD, _WAITING = "/run/held", "/run/waiting"
+_HOLD = f"while [ -e {_HELD} ]; do touch {_WAITING}; sleep 0.01; done"
+HELD_FAILS = f'case $1 in --version) echo "Version: 4.1" ;; check) ;; *) {_HOLD}; exit 1 ;; esac'
+"""A criu that waits to be let go when it has to work, and then fails."""
+HELD_WORKS = f'[ "$1" = swrk ] && {_HOLD}; exec /usr/sbin/criu "$@"'
+"""The real one, held in the same way."""
+
+
+def hold_criu(host: Host) -> None:
+    """From now on a fake criu waits."""
+    host.run(["touch", _HELD])
+
+
+def await_criu(host: Host) -> None:
+    """Until it does."""
+    eventually(lambda: host.path(_WAITING).exists(), "criu is at work")
+
+
+def let_go(host: Host) -> None:
+    """Let it go on."""
+    host.run(["rm", "-f", _HELD, _WAITING])
 
 
 @contextmanager
@@ -77,6 +116,7 @@ def fake_criu(host: Host, script: str) -> Iterator[AnyMessage]:
     try:
         yield with_criu(FAKE)
     finally:
+        let_go(host)
         host.run(["rm", "-f", FAKE])
 
 

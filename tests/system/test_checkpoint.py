@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sdshim.pb import task_types_pb2
-from tests.system.checkpoints import counting, images, options, to_restore
+from tests.system.checkpoints import counting, images, options, say, to_restore
 from tests.system.taskclient import ZERO_SECONDS, Rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.host import Host
-    from tests.system.taskclient import Bundle
+    from tests.system.client import Ctr
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
 needs_criu = pytest.mark.roots("trixie", "forky")
@@ -34,13 +34,6 @@ CREATED, RUNNING, STOPPED, PAUSED = (
 def folder(host: Host) -> Iterator[str]:
     with images(host) as path:
         yield path
-
-
-def _say(bundle: Bundle, data: bytes) -> None:
-    """Write to the container's stdin, as its client."""
-    if "stdin" not in bundle.ends:
-        bundle.ends["stdin"] = os.open(bundle.outside / "stdin", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(bundle.ends["stdin"], data)
 
 
 def _unit(host: Host, id_: str, name: str) -> str:
@@ -104,7 +97,7 @@ def test_a_container_may_end_with_its_checkpoint(
 @needs_criu
 def test_a_restored_container_goes_on_where_it_was(rig: Rig, host: Host, folder: str) -> None:
     old = counting(rig, "old", "i=0; while read -r x; do i=$((i+1)); echo $x $i; done; exit 5")
-    _say(old, b"one\n")
+    say(old, b"one\n")
     assert old.read_line("stdout") == b"one 1\n"
     rig.call("Checkpoint", id="old", path=folder, options=options(exit=True))
     rig.call("Delete", id="old")
@@ -121,7 +114,7 @@ def test_a_restored_container_goes_on_where_it_was(rig: Rig, host: Host, folder:
     cgroups = host.run(["cat", f"/proc/{pid}/cgroup"]).stdout
     line = "0::" if host.cgroup == "v2" else ":name=systemd:"
     assert f"{line}{own}/container\n" in cgroups
-    _say(new, b"two\n")
+    say(new, b"two\n")
     assert new.read_line("stdout") == b"two 2\n"
     rig.call("CloseIO", id="new", stdin=True)
     os.close(new.ends.pop("stdin"))
@@ -133,3 +126,31 @@ def test_a_restored_container_goes_on_where_it_was(rig: Rig, host: Host, folder:
     assert rig.events.until("new", "start").body.pid == pid
     rig.events.until("new", "delete")
     assert rig.events.of("new") == ["create", "start", "exit", "delete"]
+
+
+@pytest.mark.roots("forky")  # ctr of 1.7 sends options to runtimes called io.containerd.runc alone
+def test_ctr_checkpoints_and_restores(ctr: Ctr, host: Host, folder: str) -> None:
+    image = "docker.io/library/counted:checkpoint"
+    script = "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.05; done"
+    ctr.start("one", "sh", "-c", script)
+    try:
+        ctr.call("task", "checkpoint", "--image-path", folder, "one")
+        _forget_checkpoints(ctr)  # an image is named by the second
+        assert ctr.status("one") == "RUNNING"
+        ctr.call("container", "checkpoint", "--rw", "--task", "one", image)
+        ctr.call("task", "checkpoint", "--exit", "one")
+        ctr.await_status("one", "STOPPED")
+        assert ctr.delete("one") == 137
+        ctr.call("container", "restore", "--rw", "--live", "two", image)
+        assert ctr.status("two") == "RUNNING"
+        assert int(ctr.call("task", "exec", "--exec-id", "x", "two", "cat", "/count").stdout) > 1
+        assert _units(host) == ["sdshim-default-two.service"]
+    finally:
+        ctr.remove("one", "two")
+        _forget_checkpoints(ctr)
+
+
+def _forget_checkpoints(ctr: Ctr) -> None:
+    for name in ctr.call("image", "ls", "-q").stdout.split():
+        if "checkpoint" in name:
+            ctr.call("image", "rm", name)

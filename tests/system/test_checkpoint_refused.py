@@ -3,19 +3,25 @@ fails leaves things as they were."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from sdshim.core.errors import ShimError
 from sdshim.pb import task_types_pb2, types_pb2
 from tests.system.checkpoints import (
     FAKE,
+    HELD_FAILS,
     IMAGES,
     NO_CRIU,
+    await_criu,
     criu_works,
     fake_criu,
+    hold_criu,
     images,
+    let_go,
     options,
     to_restore,
     with_criu,
@@ -247,3 +253,51 @@ def test_containerd_may_give_up_what_is_not_restored_yet(rig: Rig, host: Host, f
         bundle = to_restore(rig, "given", folder, options=task_options)
         told = rig.give_up(bundle)
     assert told.pid == 0
+
+
+def test_nobody_waits_for_a_checkpoint_but_what_changes_the_container(rig: Rig, host: Host) -> None:
+    with fake_criu(host, HELD_FAILS) as task_options, images(host) as path:
+        _running(rig, "busy", task_options)
+        rig.call("Exec", id="busy", exec_id="x", spec=process("sleep", "1000"))
+        end = rig.begin("Wait", id="busy")
+        hold_criu(host)
+        call = rig.begin("Checkpoint", id="busy", path=path)
+        await_criu(host)
+        assert rig.unit_exists("busy::checkpoint")
+        assert rig.call("State", id="busy").status == RUNNING
+        assert len(rig.call("Pids", id="busy").processes) == 1
+        start = rig.begin("Start", id="busy", exec_id="x")
+        pause = rig.begin("Pause", id="busy")
+        assert rig.call("State", id="busy", exec_id="x").status == CREATED
+        assert not start.done() and not pause.done() and not call.done()
+        let_go(host)
+        with pytest.raises(ShimError):
+            call.result(10)
+        with contextlib.suppress(ShimError):  # either of the two may be the first
+            start.result(10)
+        pause.result(10)
+        rig.call("Resume", id="busy")
+        hold_criu(host)
+        call = rig.begin("Checkpoint", id="busy", path=path)
+        await_criu(host)
+        rig.call("Kill", id="busy", signal=9)
+        let_go(host)
+        assert end.result(10).exit_status == 137
+        with pytest.raises(ShimError):
+            call.result(10)
+    rig.events.until("busy", "exit")
+    assert [e for e in rig.events.of("busy") if e != "exit"][-2:] == ["paused", "resumed"]
+
+
+def test_the_launchers_delete_undoes_the_mounts_without_a_daemon(
+    rig: Rig, host: Host, folder: str
+) -> None:
+    with fake_criu(host, NO_CRIU) as task_options:
+        bundle = to_restore(rig, "alone", folder, options=task_options)
+    assert (bundle.outside / "rootfs/bin").exists()
+    host.run(["systemctl", "stop", "sdshim.socket", "sdshim.service"])
+    try:
+        assert rig.give_up(bundle).pid == 0
+    finally:
+        host.run(["systemctl", "start", "sdshim.socket", "sdshim.service"])
+    assert bundle.path not in host.run(["cat", "/proc/self/mountinfo"]).stdout

@@ -85,7 +85,9 @@ def test_a_restore_with_a_terminal_names_the_console_socket() -> None:
 
 def test_external_streams_are_named_for_the_dump_and_inherited_by_the_restore() -> None:
     assert criu.key(0xC2, 0x3E) == KEYS[0]
-    assert criu.dump_config(KEYS) == "external file[c2:3e]\nexternal file[c2:3f]\n"
+    dump = "external file[c2:3e]\nexternal file[c2:3f]\n"
+    assert criu.dump_config(KEYS, unified=False) == dump
+    assert criu.dump_config(KEYS, unified=True) == dump + 'cgroup-dump-controller ""\n'
     assert criu.restore_config(KEYS, "/a.slice/u/container", (4, 2)).splitlines() == [
         "inherit-fd fd[0]:file[c2:3e]",
         "inherit-fd fd[1]:file[c2:3f]",
@@ -94,7 +96,7 @@ def test_external_streams_are_named_for_the_dump_and_inherited_by_the_restore() 
         "cgroup-root :/a.slice/u/container",
     ]
     assert criu.restore_config({}, "", (3, 17)) == ""  # an option that it does not know ends it
-    assert criu.dump_config({}) == ""
+    assert criu.dump_config({}, unified=False) == ""
 
 
 def test_the_notes_beside_the_images_come_back() -> None:

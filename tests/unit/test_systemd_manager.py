@@ -421,8 +421,11 @@ def test_exit_facts_are_those_of_a_unit_that_is_there(tmp_path: Path) -> None:
         fake.calls.clear()
         end = await manager.main_exit(UNIT)
         assert end is not None and (end.code, end.status, end.pid) == (1, 7, 40)
-        assert len(fake.calls) == 4
-        has_properties(fake, **{**values, "ExecMainCode": ("i", 0)})
+        asked = [arguments[1] for _, arguments in fake.calls]
+        assert (asked[0], asked[-1], len(asked)) == ("ExecMainCode", "ExecMainExitTimestamp", 4)
+        has_properties(fake, **{**values, "ExecMainCode": ("i", 0)})  # not yet
+        assert await manager.main_exit(UNIT) is None
+        has_properties(fake, **{**values, "ExecMainExitTimestamp": ("t", 0)})  # not any more
         assert await manager.main_exit(UNIT) is None
         has_properties(fake, **{**values, "ExecMainCode": ("s", "one")})
         with pytest.raises(Internal):
