@@ -95,30 +95,31 @@ def test_many_at_once(docker: Docker) -> None:
         assert list(pool.map(life, range(16))) == [(n, f"{n}\n") for n in range(16)]
 
 
-# What stands in a process's own files: signals, capabilities, limits, groups. `$0` is no option.
+# What stands in a process's own files: signals, capabilities, limits, groups.
 _PROCESS = "grep -E '^(Sig(Blk|Ign)|Cap|NoNew|Seccomp:|Groups|Umask)' /proc/self/status; ulimit -a"
 SAME = {
-    "a process": ([], _PROCESS),
+    "a process": ([], f"{_PROCESS}; cat /proc/self/oom_score_adj; ip -o link"),
     "hardened": (["--cap-drop=ALL", "--security-opt=no-new-privileges"], _PROCESS),
     "unconfined": (["--security-opt=seccomp=unconfined"], _PROCESS),
     "privileged": (["--privileged"], f"{_PROCESS}; ls /dev | wc -l"),
-    "limits of a process": (["--ulimit=nofile=77", "--oom-score-adj=100"], "ulimit -n"),
-    "oom score": (["--oom-score-adj=100"], "cat /proc/self/oom_score_adj"),
-    "plain oom score": ([], "cat /proc/self/oom_score_adj"),
-    "an init": (["--init"], "cat /proc/1/comm"),
-    "the host's processes": (["--pid=host"], "test $$ -gt 1 && cat /proc/1/comm"),
-    "the host's network": (["--network=host"], "hostname; ip -o link show lo"),
-    "no network": ([], "ip -o link"),
+    "limits": (["--ulimit=nofile=77", "--oom-score-adj=100"], "ulimit -n; cat /proc/self/oom_*"),
+    "an init": (["--init", "--cgroupns=private"], "cat /proc/1/comm /proc/self/cgroup"),
+    "the host's": (
+        ["--pid=host", "--network=host"],
+        "cat /proc/1/comm; hostname; ip -o link show lo",
+    ),
     "read-only": (["--read-only", "--tmpfs=/t"], "touch /t/x /x; echo $?"),
     "a user": (["--user=app"], "id; touch /x"),
     "a number as user": (["--user=33:44", "--group-add=55"], "id"),
-    "a host name": (["--hostname=hh"], "hostname; cat /etc/hosts"),
-    "settings": (["--sysctl=kernel.msgmax=9000"], "sysctl -n kernel.msgmax"),
-    "a device": (["--device=/dev/fuse"], "ls /dev"),
-    "mounts": (["--shm-size=1m", "-v", "/tmp:/v:ro"], "df -k /dev/shm | tail -1; touch /v/x"),
-    "a cgroup namespace": (["--cgroupns=private"], "cat /proc/self/cgroup"),
-    "environment": (["-eA=b c", "-w/usr", "--hostname=hh"], "env | sort; pwd"),
-}  # fmt: skip
+    "mounts": (
+        ["--device=/dev/fuse", "--shm-size=1m", "-v", "/tmp:/v:ro"],
+        "ls /dev; df -k /dev/shm | tail -1; touch /v/x",
+    ),
+    "environment": (
+        ["-eA=b c", "-w/usr", "--hostname=hh", "--sysctl=kernel.msgmax=9000"],
+        "env | sort; pwd; hostname; cat /etc/hosts; sysctl -n kernel.msgmax",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SAME)
