@@ -51,7 +51,9 @@ def _entry(folder: Path, key: TaskKey, exec_id: str) -> Entry | None:
     except (ShimError, OSError) as problem:
         error = str(problem)
     exit_record, exit = _exit(folder)
-    kills = pairs(_text(folder / OOM)).get("oom_kill", 0)
+    # The hook's copy is the last word; while the container lives the daemon's record has the count.
+    told = known.life.ooms if known and not exec_id else 0
+    kills = max(told, pairs(_text(folder / OOM)).get("oom_kill", 0))
     return Entry(key, exec_id, folder.name, str(folder), known, error, exit_record, exit, kills)
 
 
