@@ -33,6 +33,7 @@ async def kill(call: Call, task: Process, number: int, everyone: bool) -> bytes:
     if isinstance(task, Exec):
         kill_exec(task, number)
     elif everyone:
+        _expect(task, number)
         cgroup.signal_all(task.identity.cgroup, number)
         _let_die(task, number)
     else:
@@ -62,8 +63,14 @@ def kill_init(task: Process, number: int) -> None:
     """A signal to the container's init process."""
     if task.watched is None:
         raise NotFound("process already finished: not found")
+    _expect(task, number)
     task.watched.kill(number)
     _let_die(task, number)
+
+
+def _expect(task: Process, number: int) -> None:
+    if number == signal.SIGKILL:
+        task.excuse_oom()
 
 
 def _let_die(task: Process, number: int) -> None:

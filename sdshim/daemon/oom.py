@@ -15,7 +15,7 @@ from sdshim.core import exitrecord
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.host import oom as counter
-from sdshim.host.store import OOM
+from sdshim.host.store import KILLED, OOM
 
 if TYPE_CHECKING:
     from sdshim.core.model import ExitStatus
@@ -67,7 +67,20 @@ def judged(node: Node, task: Task, exit: ExitStatus, since: int = 0) -> ExitStat
     """The exit of a container's process with the OOM killer as its reason, if it was that; kills
     not told yet are told first. `since`: the count when the process began."""
     look(node, task)
+    excused = node.store.text(task.identity, KILLED)
+    since = max(since, int(excused) if excused.isdigit() else 0)
     return exitrecord.blamed(exit, task.record.life.ooms - since)
+
+
+def excuse(node: Node, task: Process) -> None:
+    """A client sends SIGKILL to init: the OOM kills so far are not to be blamed for its end, not by
+    the exit hook either."""
+    kills = task.record.life.ooms
+    if kills and not task.identity.exec_id:
+        try:
+            node.store.put(task.identity, KILLED, str(kills).encode())
+        except ShimError as error:
+            log.warning("the end of %s will be put down to want of memory: %s", task, error)
 
 
 def show(node: Node, task: Process) -> None:

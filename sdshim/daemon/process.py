@@ -122,6 +122,10 @@ class Process:
         """Commit that Delete has begun."""
         self._commit(replace(self.record, deleting=deleting))
 
+    def excuse_oom(self) -> None:
+        """Note that its end, which is near, is somebody's wish."""
+        oom.excuse(self._node, self)
+
     def replied(self, call: CallId) -> None:
         """A recorded reply has been sent; it leaves the record with the next commit."""
         self.record.replies.pop(call, None)

@@ -34,6 +34,8 @@ INIT_PID, EXEC_PID, MAIN_PID = "init.pid", "exec.pid", "main.pid"
 PROCESS_SPEC = "process.json"
 OOM = "oom"
 """The file with the cgroup's count of OOM kills, copied by the exit hook."""
+KILLED = "killed"
+"""The count of OOM kills when a client sent SIGKILL: an end by that is not theirs."""
 CLEANED = "cleaned"
 """Written by the launcher's `delete` when it had to clean up without the daemon."""
 

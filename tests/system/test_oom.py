@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,8 @@ from tests.system.limits import MIB, folder
 from tests.system.taskclient import Bundle, Rig, dead_daemon, eventually, spec_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.host import Host
 
 pytestmark = pytest.mark.system
@@ -58,6 +61,10 @@ def _record(host: Host, id_: str) -> dict[str, Any]:
     found = list(host.path(f"/run/sdshim/t/default/{id_}").glob("*/task.json"))
     assert len(found) == 1
     return dict(json.loads(found[0].read_bytes()))
+
+
+def _whole(file: Path) -> bool:
+    return file.exists() and file.read_text().endswith("\n")
 
 
 def _kills(rig: Rig, host: Host, id_: str) -> int:
@@ -122,6 +129,25 @@ def test_an_exec_that_is_killed_is_told_before_its_exit(rig: Rig, host: Host) ->
     assert json.loads(next(found).read_bytes())["exit"]["reason"] == "oom-kill"
     rig.call("Kill", id="room", signal=9)
     assert rig.call("Wait", id="room").exit_status == KILLED
+
+
+@pytest.mark.controllers
+@pytest.mark.parametrize("everyone", [False, True], ids=["init", "all"])
+def test_a_clients_sigkill_after_an_oom_kill_is_no_oom_kill(
+    rig: Rig, host: Host, everyone: bool
+) -> None:
+    bundle = _talking(rig, "ended", f"while read x; do {HOG}; echo $?; done")
+    _say(bundle)
+    assert bundle.read_line("stdout").strip() == b"137"
+    rig.events.until("ended", "oom")
+    rig.call("Kill", id="ended", signal=9, all=everyone)
+    assert rig.call("Wait", id="ended").exit_status == KILLED
+    rig.events.until("ended", "exit")
+    assert rig.events.of("ended") == ["create", "start", "oom", "exit"]
+    assert _record(host, "ended")["exit"]["reason"] != "oom-kill"
+    hook = next(host.path("/run/sdshim/t/default/ended").glob("*")) / "exit"
+    eventually(partial(_whole, hook), "the exit hook has written its line")
+    assert hook.read_text().split()[2:] == ["signal", "killed", "KILL"]
 
 
 @pytest.mark.controllers

@@ -277,6 +277,17 @@ def test_another_end_is_not_the_oom_killers(
     assert (unit.state / "exit").read_text() == f"f00 - {result} killed {status}\n"
 
 
+@pytest.mark.parametrize(("told", "result"), [("1", "oom-kill"), ("2", "signal")])
+def test_an_end_that_a_client_wished_is_not_the_oom_killers(
+    unit: Unit, told: str, result: str
+) -> None:
+    counters = unit.root / "counters"
+    counters.write_text("oom_kill 2\n")
+    (unit.state / "killed").write_text(told)
+    assert unit.hook(unit.state, "-", str(counters), **FULL) == 0
+    assert (unit.state / "exit").read_text() == f"f00 - {result} killed KILL\n"
+
+
 # The sealed runtime
 
 

@@ -308,6 +308,17 @@ def test_an_exec_is_not_blamed_on_kills_before_its_time(v1: V1, box: Box) -> Non
     assert teller.judged(box.node, box.task, end, since=3).reason == "oom-kill"
 
 
+def test_an_end_that_a_client_wished_is_not_the_oom_killers(v1: V1, box: Box) -> None:
+    v1.count(2)
+    _look(box)
+    end = ExitStatus(137, 1, "signal")
+    assert teller.judged(box.node, box.task, end).reason == "oom-kill"
+    teller.excuse(box.node, box.task)
+    assert teller.judged(box.node, box.task, end).reason == "signal"
+    v1.count(3)  # the kernel was quicker than the client
+    assert teller.judged(box.node, box.task, end).reason == "oom-kill"
+
+
 def test_the_hook_has_the_words_of_the_daemon(v1: V1, box: Box) -> None:
     box.record.life = replace(box.record.life, ooms=3)
     teller.show(box.node, box.task)
