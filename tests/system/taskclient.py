@@ -344,6 +344,18 @@ def _journal(host: Host, *arguments: str) -> str:
     return str(host.run(argv, check=False).stdout)
 
 
+@contextlib.contextmanager
+def no_daemon(host: Host) -> Iterator[None]:
+    """The daemon is stopped for the block, and nothing starts it."""
+    units = ["sdshim.socket", "sdshim.service"]
+    host.run(["systemctl", "stop", *units])
+    try:
+        yield
+    finally:
+        host.run(["systemctl", "reset-failed", *units], check=False)  # tests start it often
+        host.run(["systemctl", "start", *units])
+
+
 def eventually(condition: Callable[[], bool], what: str, timeout: float = 10) -> None:
     """Ask again until it is so, where nothing tells when."""
     deadline = time.monotonic() + timeout

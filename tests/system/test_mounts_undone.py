@@ -22,7 +22,7 @@ from tests.system.rootfs import (
     spec_with,
     tmpfs,
 )
-from tests.system.taskclient import ROOTFS, Rig, eventually
+from tests.system.taskclient import ROOTFS, Rig, eventually, no_daemon
 
 if TYPE_CHECKING:
     from tests.host import Host
@@ -222,11 +222,8 @@ def test_mounts_below_a_dead_fuse_program_go_with_its_mount(rig: Rig, host: Host
     if by == "Delete":
         rig.call("Delete", id="dead")
     else:
-        host.run(["systemctl", "stop", "sdshim.socket", "sdshim.service"])
-        try:
+        with no_daemon(host):
             rig.give_up(bundle)
-        finally:
-            host.run(["systemctl", "start", "sdshim.socket", "sdshim.service"])
     assert mounts(host, bundle.path) == []
 
 
@@ -267,10 +264,7 @@ def test_the_launchers_delete_undoes_all_mounts_without_a_daemon(
     }[kind]
     bundle = create(rig, "alone", rootfs)
     rig.call("Start", id="alone")
-    host.run(["systemctl", "stop", "sdshim.socket", "sdshim.service"])
-    try:
+    with no_daemon(host):
         assert rig.give_up(bundle).exit_status == 137
         assert mounts(host, bundle.path) == []
         eventually(lambda: scopes(host) == [], "the FUSE program's scope is gone")
-    finally:
-        host.run(["systemctl", "start", "sdshim.socket", "sdshim.service"])

@@ -13,7 +13,7 @@ import pytest
 
 from sdshim.pb import runc_pb2
 from sdshim.pb.wellknown import PROCESS_URL
-from tests.system.taskclient import HOME, ROOTFS, Bundle, Rig, eventually, spec_of
+from tests.system.taskclient import HOME, ROOTFS, Bundle, Rig, eventually, no_daemon, spec_of
 from tests.system.test_options import wish
 
 if TYPE_CHECKING:
@@ -311,14 +311,11 @@ def test_the_launchers_delete_ends_every_process_of_a_shared_pid_namespace(
     rig.call("Create", id="alone", bundle=bundle.path, options=options, stdout=stdout)
     rig.call("Start", id="alone")
     left = int(bundle.read_line("stdout"))
-    host.run(["systemctl", "stop", "sdshim.socket", "sdshim.service"])
-    try:
+    with no_daemon(host):
         assert rig.give_up(bundle).exit_status == 137
         eventually(lambda: not alive(host, left), "the process is gone")
-    finally:
-        host.run(["systemctl", "start", "sdshim.socket", "sdshim.service"])
-        if place:
-            remove_foreign(host)
+    if place:
+        remove_foreign(host)
 
 
 # --- network and ipc
