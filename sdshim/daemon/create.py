@@ -155,8 +155,9 @@ async def _roll_back(node: Node, task: Task, *, foreign: bool = False) -> None:
     """
     try:
         if foreign:
-            streams.release(node, task)
+            streams.finish(node, task)
             await loggers.stop(node, task)
+            streams.release(node, task)
         else:
             await teardown.remove_all(node, task)
         task.see(Seen.CREATE_FAILED)
@@ -176,7 +177,13 @@ async def _resume(node: Node, task: Task, call: Call) -> bytes:
             if task.identity.checkpoint:
                 await _prepare(node, task, _plan_again(node, task, call))
                 return await restore.create(node, call, task)
-            return await _finish(node, task, call, await _outcome(node, task, call))
+            result = await _outcome(node, task, call)
+            if terminals.is_lost(task):  # its loss is a SIGHUP; nothing of the container has run
+                log.warning("%s is made again: its terminal was lost with a daemon", task.key)
+                await teardown.remove_all(node, task)
+                node.store.rewind(task.identity)
+                result = await _make(node, task, call)
+            return await _finish(node, task, call, result)
         except Exception:
             await _roll_back(node, task)
             raise
@@ -193,8 +200,13 @@ async def _outcome(node: Node, task: Task, call: Call) -> str:
         return "done"
     if found:
         return "failed"
-    planned = _plan_again(node, task, call)
     await teardown.remove_runtime(node, task)
+    return await _make(node, task, call)
+
+
+async def _make(node: Node, task: Task, call: Call) -> str:
+    """Start the unit (again); how its start job ended."""
+    planned = _plan_again(node, task, call)
     await _prepare(node, task, planned)
     return await _start_unit(node, task, planned, call.peer_pid)
 

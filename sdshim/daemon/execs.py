@@ -222,8 +222,9 @@ async def _take_apart(node: Node, child: Exec) -> None:
     await units.settle(node, child)
     await units.forget(node, child)
     await terminals.drained(child)
-    streams.release(node, child)
+    streams.finish(node, child)
     await loggers.stop(node, child)
+    streams.release(node, child)
 
 
 def response(child: Exec) -> bytes:

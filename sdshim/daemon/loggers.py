@@ -158,7 +158,7 @@ def _failed(logger: Logger, why: str, hint: str = "") -> UnknownError:
 
 
 async def stop(node: Node, process: Process) -> None:
-    """End the logger of a process whose ends have been let go, and wait until its unit is gone.
+    """End the logger of a process whose output is finished, and wait until its unit is gone.
 
     After the end of file it has time to end by itself, as long as it takes what is left.
     """

@@ -93,13 +93,22 @@ def let_go(node: Node, task: Process, stream: str) -> None:
         node.keeper.remove(fd_name(task, stream))
 
 
-def release(node: Node, task: Process) -> None:
-    """Let go of every end, here and in the fd store."""
+def finish(node: Node, task: Process) -> None:
+    """There will be no more output from us: whoever reads sees the end of file, once he has read
+    what is there. What a logger has not read yet is held until `release`."""
     if task.pump:
         task.pump.close()
         task.pump = None
     if task.identity.stdio.terminal:
         console_path(node, task).unlink(missing_ok=True)
+    unread = (fifo.STDOUT, fifo.STDERR) if loguri.parse(task.identity.stdio.stdout) else ()
+    for stream in task.held.ends.keys() - set(unread):
+        let_go(node, task, stream)
+
+
+def release(node: Node, task: Process) -> None:
+    """Let go of every end, here and in the fd store."""
+    finish(node, task)
     for stream in task.held.close_all():
         node.keeper.remove(fd_name(task, stream))
 

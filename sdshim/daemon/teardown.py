@@ -36,11 +36,12 @@ async def remove_all(node: Node, task: Task) -> None:
         remove_runtime(node, task), units.settle(node, task), return_exceptions=True
     )
     await terminals.drained(task)
-    streams.release(node, task)
+    streams.finish(node, task)
     failed = [part for part in parts if isinstance(part, BaseException)]
     if not failed:
         await units.forget(node, task)  # it refers to its logger's
     await loggers.stop(node, task)
+    streams.release(node, task)
     if failed:
         raise failed[0]
 

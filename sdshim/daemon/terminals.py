@@ -32,6 +32,15 @@ DRAIN_S = 2.0
 """How long Delete waits for a reader to take what the terminal still holds (protocol 6.2)."""
 
 
+def is_lost(process: Process) -> bool:
+    """Whether the runtime, which has ended, has left no terminal: it has failed before, or an
+    earlier daemon was killed between its accept() and the fd store."""
+    ends = process.held.ends
+    if not process.identity.stdio.terminal or console.MASTER in ends:
+        return False
+    return console.LISTENER not in ends or not console.has_sent(ends[console.LISTENER])
+
+
 async def connect(node: Node, process: Process) -> None:
     """The runtime has ended well: take the terminal it sent, have systemd keep it, pump.
 
@@ -66,7 +75,7 @@ def pump(node: Node, process: Process) -> None:
         ends.get(console.SOURCE, -1),
         ends.get(console.SINK, -1),
         closed=lambda: streams.let_go(node, process, console.SOURCE),
-        drained=lambda: streams.release(node, process),
+        drained=lambda: streams.finish(node, process),
     )
     if process.phase in (Phase.EXITED, Phase.DELETED):
         process.pump.finish()

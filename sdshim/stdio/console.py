@@ -102,6 +102,13 @@ def listen(path: Path) -> int:
         return listener.detach()
 
 
+def has_sent(listener: int) -> bool:
+    """Whether somebody has connected and was not taken yet."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def receive(listener: int) -> int:
     """The master that the OCI runtime has sent; it has ended, so this never waits.
 

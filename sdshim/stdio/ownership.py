@@ -3,8 +3,9 @@
 A user-namespaced container can write to the FIFO it inherited, but cannot open /dev/stdout again
 (many images log there): that asks for the inode's permission, and the client made the FIFO as
 root. The stock shim gives its own pipes to the container's user; here the FIFO itself is the
-container's stream, so it is given away. Its folder stays the client's (0700), and the client
-already holds its end. Files and devices are never given away: they are not made for one container.
+container's stream, so it is given away (as is the one between a container and its logger). Its
+folder stays the client's (0700), and the client already holds its end. Files and devices are never
+given away: they are not made for one container.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from sdshim.core.errors import InvalidArgument
+from sdshim.stdio.fifo import STDERR, STDIN, STDOUT
 
 if TYPE_CHECKING:
     from sdshim.stdio.fifo import Held
@@ -24,8 +26,9 @@ def give(held: Held, uid: int, gid: int) -> None:
     by now. Raises InvalidArgument when that is not possible (no such id in our user namespace)."""
     if not uid and not gid:
         return
-    for stream, fd in held.ends.items():
-        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+    for stream in (STDIN, STDOUT, STDERR):
+        fd = held.ends.get(stream, -1)
+        if fd < 0 or not stat.S_ISFIFO(os.fstat(fd).st_mode):
             continue
         try:
             os.fchown(fd, uid, gid)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from sdshim.pb import task_types_pb2
-from sdshim.pb.wellknown import PROCESS_URL
+from sdshim.core.errors import ShimError
+from sdshim.pb import runc_pb2, task_types_pb2
+from sdshim.pb.wellknown import pack
 from tests.fault.test_daemon_death import kill_daemon
-from tests.system.taskclient import eventually, spec_of
+from tests.system.jobs import Job, both
+from tests.system.taskclient import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +29,6 @@ SIGKILL = 9
 HOME = "/tmp/loggers"
 FAILED = "failed to create init process I/O: "
 COPY = "exec cat <&3 >/tmp/loggers/out"
-
-both = pytest.mark.parametrize("where", ["init", "exec"])
 
 
 @pytest.fixture
@@ -54,48 +53,20 @@ def program(home: Path) -> Callable[..., str]:
     return make
 
 
-class Job:
-    """A process with a logger: the init process of `box`, or the exec `e` in it."""
+def job(rig: Rig, where: str, uri: str, *command: str, terminal: bool = False) -> Job:
+    """A process with a logger."""
+    made = Job(rig, where, *command, terminal=terminal)
+    made.streams = {"stdout": uri, "stderr": uri}
+    return made
 
-    def __init__(self, rig: Rig, where: str, uri: str, *command: str, terminal: bool = False):
-        self.rig, self.where = rig, where
-        self.fields: dict[str, Any] = {"id": "box"} | ({"exec_id": "e"} if where == "exec" else {})
-        self.unit = "sdshim-default-box" + (":e" if where == "exec" else "")
-        self.logger = f"{self.unit}{':' if where == 'init' else ''}:log.service"
-        asked: dict[str, Any] = {"stdout": uri, "stderr": uri, "terminal": terminal}
-        spec = spec_of(*command)
-        spec["process"]["terminal"] = terminal
-        if terminal:
-            options = ["newinstance", "ptmxmode=0666", "mode=0620"]
-            kind = {"type": "devpts", "source": "devpts", "options": options}
-            spec["mounts"].append({"destination": "/dev/pts", **kind})
-        if where == "init":
-            bundle = rig.bundle("box", spec=spec)
-            self.begin: Callable[[], Any] = lambda: rig.call(
-                "Create", id="box", bundle=bundle.path, **asked
-            )
-            return
-        process = {"type_url": PROCESS_URL, "value": json.dumps(spec["process"]).encode()}
-        rig.running("box", spec=spec | {"process": spec_of("sleep", "1000")["process"]})
-        rig.call("Exec", **self.fields, spec=process, **asked)
-        self.begin = lambda: rig.call("Start", **self.fields)
 
-    def run(self) -> int:
-        """Its whole life but Delete; the exit status."""
-        self.begin()
-        if self.where == "init":
-            self.rig.call("Start", **self.fields)
-        return int(self.rig.call("Wait", **self.fields).exit_status)
-
-    def fails(self) -> str:
-        """What the call says that cannot get its logger."""
-        with pytest.raises(Exception, match="I/O") as caught:
-            self.begin()
-        assert getattr(caught.value, "code", None) == UNKNOWN
-        return str(caught.value)
-
-    def delete(self) -> None:
-        self.rig.call("Delete", **self.fields)
+def fails(made: Job) -> str:
+    """What the call says that cannot get its logger."""
+    with pytest.raises(ShimError) as caught:
+        made.begin()
+    assert caught.value.code == UNKNOWN
+    assert str(caught.value).startswith(FAILED)
+    return str(caught.value)
 
 
 def _lines(path: Path) -> list[str]:
@@ -112,37 +83,37 @@ def test_a_file_gets_both_streams_in_the_order_they_were_written(
     (home / "a b").mkdir()
     (home / "a b" / "x%y.log").write_text("before\n")
     script = "for n in 1 2 3; do echo out $n; echo err $n >&2; done; exit 3"
-    job = Job(rig, where, f"file://{HOME}/a%20b/x%25y.log", "sh", "-c", script)
-    assert job.run() == 3
-    job.delete()
+    made = job(rig, where, f"file://{HOME}/a%20b/x%25y.log", "sh", "-c", script)
+    assert made.run() == 3
+    made.call("Delete")
     written = [f"{stream} {n}" for n in (1, 2, 3) for stream in ("out", "err")]
     assert _lines(home / "a b" / "x%y.log") == ["before", *written]
 
 
 def test_a_file_and_its_folders_are_made(rig: Rig, home: Path) -> None:
-    job = Job(rig, "init", f"file://ignored{HOME}/new/deep er/log?x=y#z", "echo", "hi")
-    job.run()
-    job.delete()
-    made = home / "new" / "deep er" / "log"
-    assert made.read_text() == "hi\n"
-    assert (made.stat().st_mode & 0o777, made.parent.stat().st_mode & 0o777) == (0o644, 0o755)
+    made = job(rig, "init", f"file://ignored{HOME}/new/deep er/log?x=y#z", "echo", "hi")
+    made.run()
+    made.call("Delete")
+    file = home / "new" / "deep er" / "log"
+    assert file.read_text() == "hi\n"
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o644, 0o755)
 
 
 @both
 def test_a_container_cannot_cut_its_log(rig: Rig, home: Path, where: str) -> None:
     """What opens /dev/stdout with `>` would truncate a file that was its stdout."""
     script = "echo a; echo b >/proc/self/fd/1; echo c >/proc/self/fd/2; echo d"
-    job = Job(rig, where, f"file://{HOME}/log", "sh", "-c", script)
-    job.run()
-    job.delete()
+    made = job(rig, where, f"file://{HOME}/log", "sh", "-c", script)
+    made.run()
+    made.call("Delete")
     assert _lines(home / "log") == ["a", "b", "c", "d"]
 
 
 @both
 def test_a_terminal_writes_to_a_file(rig: Rig, home: Path, where: str) -> None:
-    job = Job(rig, where, f"file://{HOME}/log", "sh", "-c", "tty; echo err >&2", terminal=True)
-    assert job.run() == 0
-    job.delete()
+    made = job(rig, where, f"file://{HOME}/log", "sh", "-c", "tty; echo err >&2", terminal=True)
+    assert made.run() == 0
+    made.call("Delete")
     assert (home / "log").read_bytes() == b"/dev/pts/0\r\nerr\r\n"
 
 
@@ -179,22 +150,23 @@ def test_a_logger_gets_its_arguments_environment_and_descriptors_and_nothing_els
     rig: Rig, home: Path, program: Callable[..., str], where: str
 ) -> None:
     uri = program(
-        f"cd {HOME}; printf '%s|' \"$@\" >args; tr '\\0' '\\n' </proc/$$/environ >environ",
+        f"pwd >{HOME}/cwd; cd {HOME}; printf '%s|' \"$@\" >args",
+        "tr '\\0' '\\n' </proc/$$/environ >environ",
         "for fd in 0 1 2 3 4 5; do readlink /proc/$$/fd/$fd; done >fds",
-        "readlink /proc/$$/cwd >cwd",  # (cd came first)
         "cat <&3 >out 5>&- & cat <&4 >err 5>&- & exec 5>&-; wait; echo end >>out",
         query="a=b&c=d+e%20f&a=z&x&%zz=1&&k;l=1",
     )
-    job = Job(rig, where, uri, "sh", "-c", "echo out; echo err >&2; exit 4")
-    assert job.run() == 4
-    job.delete()
+    made = job(rig, where, uri, "sh", "-c", "echo out; echo err >&2; exit 4")
+    assert made.run() == 4
+    made.call("Delete")
     assert (home / "args").read_text() == "a|b|c|d e f|x||"
     name = "e" if where == "exec" else "box"
     assert sorted(_lines(home / "environ")) == [
         f"CONTAINER_ID={name}",
         "CONTAINER_NAMESPACE=default",
     ]
-    null, fifos = _lines(home / "fds")[:1], _lines(home / "fds")[3:]
+    assert (home / "cwd").read_text().strip() == made.bundle.path
+    null, fifos = _lines(home / "fds")[:1], _lines(home / "fds")[3:]  # 1 is where fds are told
     assert null == ["/dev/null"]
     assert [path.rpartition("/")[2] for path in fifos] == ["out", "err", "ready"]
     assert (home / "out").read_text() == "out\nend\n"
@@ -205,14 +177,14 @@ def test_a_logger_gets_its_arguments_environment_and_descriptors_and_nothing_els
 def test_a_logger_is_a_unit_of_the_namespaces_slice(
     rig: Rig, host: Host, program: Callable[..., str], where: str
 ) -> None:
-    job = Job(rig, where, program("exec 5>&-", COPY), "sleep", "1000")
-    job.begin()
+    made = job(rig, where, program("exec 5>&-", COPY), "sleep", "1000")
+    made.begin()
     names = ["ActiveState", "Slice", "TimeoutStopUSec", "KillMode", "ExitType"]
-    shown = host.run(["systemctl", "show", "-p", ",".join(names), job.logger]).stdout.splitlines()
+    shown = host.run(["systemctl", "show", "-p", ",".join(names), made.logger]).stdout.splitlines()
     values = ["active", "sdshim-default.slice", "12s", "mixed", "cgroup"]
     assert sorted(shown) == sorted(f"{n}={v}" for n, v in zip(names, values, strict=True))
-    after = host.run(["systemctl", "show", "-P", "After", f"{job.unit}.service"]).stdout
-    assert job.logger in after, "at shutdown the container goes first"
+    after = host.run(["systemctl", "show", "-P", "After", f"{made.unit}.service"]).stdout
+    assert made.logger in after, "at shutdown the container goes first"
 
 
 def test_the_logger_is_ready_before_the_container_is_made(
@@ -220,36 +192,35 @@ def test_the_logger_is_ready_before_the_container_is_made(
 ) -> None:
     state = "/run/containerd/runc/default/box"
     uri = program(f"sleep 0.3; ls {state} >{HOME}/seen; printf x >&5", COPY)
-    assert Job(rig, "init", uri, "echo", "hi").run() == 0
+    assert job(rig, "init", uri, "echo", "hi").run() == 0
     assert (home / "seen").read_text() == ""
     rig.call("Delete", id="box")
     assert (home / "out").read_text() == "hi\n"
 
 
 @both
-def test_the_second_form_wants_a_byte(
+def test_the_second_form_is_not_ready_by_an_end_of_file(
+    rig: Rig, program: Callable[..., str], where: str
+) -> None:
+    made = job(rig, where, program("exec 5>&-", COPY, scheme="binary-v2"), "echo", "hi")
+    assert "closed fd 5 without a byte" in fails(made)
+
+
+@both
+def test_the_second_form_is_ready_by_a_byte(
     rig: Rig, home: Path, program: Callable[..., str], where: str
 ) -> None:
-    job = Job(rig, where, program("exec 5>&-", COPY, scheme="binary-v2"), "echo", "hi")
-    assert "closed fd 5 without a byte" in job.fails()
-    uri = program("printf x >&5; exec 5>&-", COPY, name="better", scheme="binary-v2")
-    if where == "exec":
-        job.delete()
-        rig.call("Kill", id="box", signal=SIGKILL)
-        rig.call("Wait", id="box")
-        rig.call("Delete", id="box")
-    rig.give_up(rig._bundles[-1])
-    job = Job(rig, where, uri, "echo", "hi")
-    assert job.run() == 0
-    job.delete()
+    made = job(rig, where, program("printf x >&5", COPY, scheme="binary-v2"), "echo", "hi")
+    assert made.run() == 0
+    made.call("Delete")
     assert (home / "out").read_text() == "hi\n"
 
 
 def test_a_logger_that_forks_goes_on(rig: Rig, home: Path, program: Callable[..., str]) -> None:
     uri = program(f"(sleep 0.2; exec 5>&-; cat <&3 >{HOME}/out; echo end >>{HOME}/out) &")
-    job = Job(rig, "init", uri, "sh", "-c", "sleep 0.3; echo hi")
-    assert job.run() == 0
-    job.delete()
+    made = job(rig, "init", uri, "sh", "-c", "sleep 0.3; echo hi")
+    assert made.run() == 0
+    made.call("Delete")
     assert (home / "out").read_text() == "hi\nend\n"
 
 
@@ -258,7 +229,7 @@ def test_a_logger_that_forks_goes_on(rig: Rig, home: Path, program: Callable[...
     ("lines", "text"),
     [
         (["exit 3"], "it has ended with status 3"),
-        (["exec 5>&-; kill -9 $$"], "it has ended by signal 9"),
+        (["kill -9 $$"], "it has ended by signal 9"),
         ([], "it has ended with status 0"),
     ],
     ids=["exit 3", "killed", "empty"],
@@ -266,17 +237,17 @@ def test_a_logger_that_forks_goes_on(rig: Rig, home: Path, program: Callable[...
 def test_a_logger_that_ends_early_is_told_and_nothing_is_left(
     rig: Rig, program: Callable[..., str], where: str, lines: list[str], text: str
 ) -> None:
-    job = Job(rig, where, program(*lines), "true")
-    assert text in job.fails()
+    made = job(rig, where, program(*lines), "true")
+    assert text in fails(made)
     if where == "exec":  # it stays created, as after any failed Start
-        assert rig.call("State", **job.fields).status == task_types_pb2.CREATED
-        job.delete()
+        assert made.call("State").status == task_types_pb2.CREATED
+        made.call("Delete")
 
 
 def test_a_program_without_its_interpreter_is_told(rig: Rig, home: Path) -> None:
     (home / "logger").write_text("#!/does/not/exist\n")
     (home / "logger").chmod(0o755)
-    assert "it has ended with status 127" in Job(rig, "init", f"binary://{HOME}/logger").fails()
+    assert "it has ended with status 127" in fails(job(rig, "init", f"binary://{HOME}/logger"))
 
 
 @pytest.fixture
@@ -295,8 +266,21 @@ def impatient(host: Host) -> Iterator[None]:
 def test_a_logger_that_never_gets_ready_does_not_hang_the_call(
     rig: Rig, program: Callable[..., str], where: str
 ) -> None:
-    job = Job(rig, where, program("trap '' TERM; while :; do sleep 1; done"), "true")
-    assert "it is not ready within 1 s" in job.fails()
+    made = job(rig, where, program("trap '' TERM; while :; do sleep 1; done"), "true")
+    assert "it is not ready within 1 s" in fails(made)
+
+
+def test_the_containers_user_gets_its_side_of_the_fifos(
+    rig: Rig, host: Host, program: Callable[..., str]
+) -> None:
+    uri = program("exec 5>&-", COPY)
+    options = pack(runc_pb2.Options(io_uid=1234, io_gid=5678))
+    made = Job(rig, "init", "true", options=options)
+    made.streams |= {"stdout": uri, "stderr": uri}
+    made.begin()
+    argv = ["sh", "-c", "cd /run/sdshim/t/default/box/*; stat -c '%n %u:%g' out err ready"]
+    owners = ["out 1234:5678", "err 1234:5678", "ready 0:0"]
+    assert host.run(argv).stdout.splitlines() == owners
 
 
 # --- the end
@@ -307,9 +291,9 @@ def test_a_slow_logger_gets_every_last_byte(
     rig: Rig, home: Path, program: Callable[..., str], where: str
 ) -> None:
     uri = program("exec 5>&-; trap '' TERM; sleep 2", COPY)
-    job = Job(rig, where, uri, "sh", "-c", "head -c 60000 /dev/zero; echo last")
-    assert job.run() == 0
-    job.delete()
+    made = job(rig, where, uri, "sh", "-c", "head -c 60000 /dev/zero; echo last")
+    assert made.run() == 0
+    made.call("Delete")
     data = (home / "out").read_bytes()
     assert len(data) == 60005
     assert data.endswith(b"last\n")
@@ -337,52 +321,43 @@ def test_a_logger_that_does_not_end_by_itself_is_stopped(
 ) -> None:
     (home / "end").touch()
     uri = program(f"trap '{trap}' TERM", "exec 5>&-; while :; do sleep 0.1; done")
-    job = Job(rig, "init", uri, "echo", "never read")
-    job.run()
-    job.delete()
+    made = job(rig, "init", uri, "echo", "never read")
+    made.run()
+    made.call("Delete")
     assert (home / "end").read_text() == left
 
 
 @both
-def test_a_logger_that_dies_is_no_broken_pipe_and_can_be_started_again(
+def test_a_logger_that_dies_is_no_broken_pipe(
     rig: Rig, home: Path, host: Host, program: Callable[..., str], where: str
 ) -> None:
     uri = program("exec 5>&-", f"exec cat <&3 >>{HOME}/out")
-    script = "echo 1; while ! [ -e /go ]; do sleep 0.05; done; echo 2 && exit 6"
-    go = host.path("/tmp/taskclient/rootfs/go")
-    job = Job(rig, where, uri, "sh", "-c", script)
-    job.begin()
-    if where == "init":
-        rig.call("Start", **job.fields)
+    made = job(rig, where, uri, "sh", "-c", "echo 1; read x; echo 2 && exit 6")
+    made.fifos("stdin")
+    made.start()
     _until(home, ["1"])
-    host.run(["systemctl", "kill", "-s", "KILL", job.logger])
-    eventually(lambda: _state(host, job.logger) == "failed", "a failed unit")
-    try:
-        go.touch()
-        assert rig.call("Wait", **job.fields).exit_status == 6
-    finally:
-        go.unlink()
-    job.delete()
-    assert not _state(host, job.logger)
+    host.run(["systemctl", "kill", "-s", "KILL", made.logger])
+    eventually(lambda: _state(host, made.logger) == "failed", "a failed unit")
+    made.stdin.write_text("go on\n")
+    assert made.wait() == 6
+    made.call("Delete")
+    assert not _state(host, made.logger)
 
 
 def test_a_logger_that_has_died_can_be_started_again(
     rig: Rig, home: Path, host: Host, program: Callable[..., str]
 ) -> None:
     uri = program("exec 5>&-", f"exec cat <&3 >>{HOME}/out")
-    job = Job(rig, "init", uri, "sh", "-c", "echo 1; read x; echo 2")
-    bundle = rig._bundles[-1]
-    stdin = bundle.fifo("stdin")
-    rig.call("Create", id="box", bundle=bundle.path, stdin=stdin, stdout=uri, stderr=uri)
-    rig.call("Start", id="box")
+    made = job(rig, "init", uri, "sh", "-c", "echo 1; read x; echo 2")
+    made.fifos("stdin")
+    made.start()
     _until(home, ["1"])
-    host.run(["systemctl", "kill", "-s", "KILL", job.logger])
-    eventually(lambda: _state(host, job.logger) == "failed", "a failed unit")
-    host.run(["systemctl", "start", job.logger])
-    with (bundle.outside / "stdin").open("w") as file:
-        file.write("go on\n")
-    assert rig.call("Wait", id="box").exit_status == 0
-    job.delete()
+    host.run(["systemctl", "kill", "-s", "KILL", made.logger])
+    eventually(lambda: _state(host, made.logger) == "failed", "a failed unit")
+    host.run(["systemctl", "start", made.logger])
+    made.stdin.write_text("go on\n")
+    assert made.wait() == 0
+    made.call("Delete")
     assert _lines(home / "out") == ["1", "2"]
 
 
@@ -401,21 +376,19 @@ def _state(host: Host, unit: str) -> str:
 def test_a_daemon_killed_at_every_step_changes_nothing(
     rig: Rig, home: Path, host: Host, program: Callable[..., str], where: str
 ) -> None:
-    uri = program("exec 5>&-", COPY + "; echo end >>out")
-    job = Job(rig, where, uri, "sh", "-c", "echo 1; sleep 1; echo 2; exit 9")
-    for step in (job.begin, *([] if where == "exec" else [_start(rig)])):
-        step()
-        kill_daemon(host)
-    connection = rig.connect()
+    made = job(
+        rig, where, program("exec 5>&-", COPY), "sh", "-c", "echo 1; sleep 1; echo 2; exit 9"
+    )
+    made.begin()
     kill_daemon(host)
-    assert connection.call("Wait", **job.fields).exit_status == 9
+    made.go()
     kill_daemon(host)
-    connection.call("Delete", **job.fields)
+    end = made.rig.begin("Wait", **made.fields)
+    kill_daemon(host)
+    assert end.result(15).exit_status == 9
+    kill_daemon(host)
+    made.call("Delete")
     assert (home / "out").read_text() == "1\n2\n"
-
-
-def _start(rig: Rig) -> Callable[[], Any]:
-    return lambda: rig.connect().call("Start", id="box")
 
 
 @both
@@ -424,20 +397,15 @@ def test_a_daemon_killed_while_it_waits_for_a_logger_goes_on(
 ) -> None:
     """The byte that the logger wrote meanwhile is heard by the next daemon, once started."""
     uri = program(f"echo run >>{HOME}/runs; sleep 0.5; printf x >&5; exec 5>&-", COPY)
-    job = Job(rig, where, uri, "echo", "hi")
-    method = "Create" if where == "init" else "Start"
-    fields = dict(job.fields)
-    if where == "init":
-        fields |= {"bundle": rig._bundles[-1].path, "stdout": uri, "stderr": uri}
-    begun = rig.connect().begin(method, **fields)
+    made = job(rig, where, uri, "echo", "hi")
+    method, fields = made.first()
+    begun = rig.begin(method, **fields)
     eventually(lambda: (home / "runs").exists(), "the logger's start")
     kill_daemon(host)
     begun.result(15)
-    connection = rig.connect()
-    if where == "init":
-        connection.call("Start", id="box")
-    assert connection.call("Wait", **job.fields).exit_status == 0
-    connection.call("Delete", **job.fields)
+    made.go()
+    assert made.wait() == 0
+    made.call("Delete")
     assert (home / "out").read_text() == "hi\n"
     assert (home / "runs").read_text() == "run\n"
 
@@ -458,14 +426,14 @@ def test_the_launchers_delete_ends_loggers_without_a_daemon(
     rig: Rig, host: Host, program: Callable[..., str], no_daemon: Callable[[], None]
 ) -> None:
     uri = program("exec 5>&-; trap exit TERM; while :; do sleep 0.1; done")
-    job = Job(rig, "exec", uri, "sleep", "1000")
-    job.begin()
+    made = job(rig, "exec", uri, "sleep", "1000")
+    made.begin()
     other = rig.bundle("other", "sleep", "1000")
     rig.call("Create", id="other", bundle=other.path, stdout=uri, stderr=uri)
     no_daemon()
     rig.give_up(rig._bundles[0])
     over = ("", "inactive", "failed")
-    eventually(lambda: _state(host, job.logger) in over, "the end of the logger of the exec")
+    eventually(lambda: _state(host, made.logger) in over, "the end of the logger of the exec")
     assert _state(host, "sdshim-default-other::log.service") == "active"
     rig.give_up(other)
     eventually(lambda: _state(host, "sdshim-default-other::log.service") in over, "the other's end")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sdshim.pb import task_types_pb2
-from sdshim.pb.wellknown import PROCESS_URL
+from sdshim.pb import runc_pb2, task_types_pb2
+from sdshim.pb.wellknown import PROCESS_URL, pack
 from tests.fault.test_daemon_death import daemon_pid, kill_daemon
 from tests.system.client import events
+from tests.system.jobs import Job, both
 from tests.system.screen import Screen
 from tests.system.taskclient import spec_of
 
@@ -50,9 +51,6 @@ def _exec(ctr: Ctr, exec_id: str, *command: str) -> Screen:
 
 def _make(ctr: Ctr, where: str, *command: str) -> Screen:
     return _run(ctr, "tty", *command) if where == "init" else _exec(ctr, "tty", *command)
-
-
-both = pytest.mark.parametrize("where", ["init", "exec"])
 
 
 @both
@@ -322,3 +320,86 @@ def test_streams_that_are_not_fifos_are_refused(rig: Rig) -> None:
     )
     assert code == 3
     assert "is not a FIFO" in text
+
+
+# --- by hand, both kinds
+
+
+@both
+def test_close_io_is_the_end_of_a_terminals_stdin(rig: Rig, where: str) -> None:
+    job = Job(rig, where, "sh", "-c", "stty -echo; echo on; cat; echo end; exit 6", terminal=True)
+    job.fifos("stdin", "stdout")
+    job.start()
+    assert job.bundle.read_line("stdout") == b"on\r\n"
+    stdin = job.open_stdin()
+    job.close_io()
+    os.write(stdin, b"one\n")
+    assert job.bundle.read_line("stdout") == b"one\r\n"
+    os.close(stdin)
+    assert job.bundle.read("stdout") == b"end\r\n"
+    assert job.wait() == 6
+
+
+@both
+def test_clients_come_and_go(rig: Rig, where: str) -> None:
+    """What was written between two of them is there for the second."""
+    script = 'stty -echo; echo on; while read x; do echo "got $x"; done; exit 5'
+    job = Job(rig, where, "sh", "-c", script, terminal=True)
+    job.fifos("stdin", "stdout")
+    job.start()
+    assert job.bundle.read_line("stdout") == b"on\r\n"
+    for number in range(3):
+        stdin = job.open_stdin()
+        os.write(stdin, b"%d\n" % number)
+        os.close(job.bundle.ends.pop("stdout"))
+        os.close(stdin)
+        job.bundle.attach("stdout")
+        assert job.bundle.read_line("stdout") == b"got %d\r\n" % number
+    job.close_io()
+    assert job.wait() == 5
+
+
+@both
+def test_a_terminal_that_nobody_reads_delays_nobody_else(rig: Rig, where: str) -> None:
+    job = Job(rig, where, "yes", terminal=True)
+    job.fifos("stdin", "stdout")
+    job.start()
+    other = rig.bundle("other", "echo", "hi")
+    rig.call("Create", id="other", bundle=other.path, stdout=other.fifo("stdout"))
+    rig.call("Start", id="other")
+    assert other.read("stdout") == b"hi\n"
+    job.call("Kill", signal=9)
+    assert job.wait() == 137
+    job.call("Delete")
+
+
+CUTTER = "/tmp/taskclient/cutter"
+CUT_ONCE = """#!/bin/sh
+runc "$@" || exit
+case " $* " in *" start "*)
+    [ -e "$0.done" ] || { touch "$0.done"; systemctl kill --kill-whom=main -s KILL sdshim; }
+esac
+"""
+
+
+def test_a_daemon_killed_between_the_runtimes_start_and_its_own_record(rig: Rig) -> None:
+    cutter = rig.host.path(CUTTER)
+    cutter.write_text(CUT_ONCE)
+    cutter.chmod(0o755)
+    options, script = runc_pb2.Options(binary_name=CUTTER), "stty raw -echo; echo on; cat"
+    job = Job(rig, "init", "sh", "-c", script, terminal=True, options=pack(options))
+    job.fifos("stdin", "stdout")
+    try:
+        job.start()
+        assert cutter.with_name("cutter.done").exists()
+        assert job.bundle.read_line("stdout") == b"on\n"
+        stdin = job.open_stdin()
+        os.write(stdin, b"typed\n")
+        assert job.bundle.read_line("stdout") == b"typed\n"
+        os.close(stdin)
+        job.call("Kill", signal=9)
+        assert job.wait() == 137
+        job.call("Delete")
+    finally:
+        for path in (cutter, cutter.with_name("cutter.done")):
+            path.unlink(missing_ok=True)

@@ -22,11 +22,15 @@ class Streams:
 
     def fifo(self, stream: str) -> str:
         """Make a FIFO, take the client's end of an output; its path for Create."""
-        path = self.outside / stream
-        os.mkfifo(path, 0o700)
+        os.mkfifo(self.outside / stream, 0o700)
         if stream != "stdin":
-            self.ends[stream] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.attach(stream)
         return f"{self.path}/{stream}"
+
+    def attach(self, stream: str) -> None:
+        """Take the client's end of an output (again)."""
+        mode = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        self.ends[stream] = os.open(self.outside / stream, mode)
 
     def read(self, stream: str, timeout: float = 10) -> bytes:
         """What the container wrote, up to the end of file."""
