@@ -23,10 +23,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
 
 from sdshim.core.errors import ShimError
 from sdshim.pb import control_pb2
 from sdshim.pb import task_v2_pb2 as pb
+from sdshim.pb.wellknown import PROCESS_URL
 from sdshim.ttrpc.client import Client
 from tests.system.eventserver import EventServer
 from tests.tools.streams import Streams
@@ -85,6 +87,12 @@ def spec_of(*command: str) -> dict[str, Any]:
             "namespaces": [{"type": name} for name in ("pid", "ipc", "uts", "mount", "network")]
         },
     }
+
+
+def exec_spec(*args: str, **more: Any) -> AnyMessage:
+    """The spec of an exec: an OCI Process with `more` keys."""
+    process = {**spec_of(*args)["process"], **more}
+    return AnyMessage(type_url=PROCESS_URL, value=json.dumps(process).encode())
 
 
 @dataclass(slots=True)

@@ -26,8 +26,7 @@ from tests.system.checkpoints import (
     to_restore,
     with_criu,
 )
-from tests.system.taskclient import HOME, ROOTFS, Rig
-from tests.system.test_pause import process
+from tests.system.taskclient import HOME, ROOTFS, Rig, exec_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,7 +212,7 @@ def test_what_is_not_restored_yet_has_no_process(rig: Rig, host: Host, folder: s
         for method, fields, error in (
             (
                 "Exec",
-                {"exec_id": "x", "spec": process("true")},
+                {"exec_id": "x", "spec": exec_spec("true")},
                 (UNKNOWN, "cannot exec in a created state"),
             ),
             ("Checkpoint", {"path": IMAGES}, (UNKNOWN, f"cannot checkpoint a task {created}")),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from google.protobuf.any_pb2 import Any as AnyMessage
 
 from sdshim.pb import task_types_pb2
-from sdshim.pb.wellknown import PROCESS_URL
-from tests.system.taskclient import Rig, dead_daemon, eventually, spec_of
+from tests.system.taskclient import Rig, dead_daemon, eventually, exec_spec, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,12 +25,6 @@ PAUSED, RUNNING, STOPPED = (
     task_types_pb2.RUNNING,
     task_types_pb2.STOPPED,
 )
-
-
-def process(*args: str) -> AnyMessage:
-    """The spec of an exec."""
-    spec = {**spec_of(*args)["process"], "args": list(args)}
-    return AnyMessage(type_url=PROCESS_URL, value=json.dumps(spec).encode())
 
 
 def _paused(rig: Rig, id_: str, *command: str, spec: Any = None) -> Bundle:
@@ -95,41 +86,10 @@ def test_pause_and_resume_again_and_again(rig: Rig) -> None:
     assert rig.events.of("often") == ["create", "start", *["paused", "resumed"] * 10, "exit"]
 
 
-@pytest.mark.parametrize(
-    ("method", "state", "text"),
-    [
-        ("Pause", "created", "cannot pause task in created state"),
-        ("Pause", "paused", "cannot pause a paused container"),
-        ("Pause", "stopped", "cannot pause a stopped container"),
-        ("Resume", "created", "cannot resume task in created state"),
-        ("Resume", "running", "cannot resume a running process"),
-        ("Resume", "stopped", "cannot resume a stopped container"),
-        ("Start", "paused", "cannot start a paused process"),
-        ("Delete", "paused", "cannot delete a paused process"),
-        ("Exec", "paused", "cannot exec in a paused state"),
-        ("Exec", "stopped", "cannot exec in a stopped state"),
-    ],
-)
-def test_what_a_state_forbids_is_refused_in_the_words_of_stock(
-    rig: Rig, method: str, state: str, text: str
-) -> None:
-    if state == "paused":
-        _paused(rig, "cell")
-    else:
-        getattr(rig, state)("cell")
-    fields: dict[str, Any] = {"exec_id": "x", "spec": process("true")} if method == "Exec" else {}
-    before = rig.call("State", id="cell")
-    seen = rig.events.of("cell")
-    assert rig.refused(method, id="cell", **fields) == (UNKNOWN, text)
-    assert rig.call("State", id="cell") == before
-    assert rig.events.of("cell")[: len(seen)] == seen
-    assert rig.events.of("cell").count("paused") == (state == "paused")
-
-
 def test_an_exec_is_paused_with_its_container(rig: Rig) -> None:
     rig.running("both")
     for exec_id in ("runs", "waits"):
-        rig.call("Exec", id="both", exec_id=exec_id, spec=process("sleep", "1000"))
+        rig.call("Exec", id="both", exec_id=exec_id, spec=exec_spec("sleep", "1000"))
     pid = rig.call("Start", id="both", exec_id="runs").pid
     rig.call("Pause", id="both")
     for exec_id, number in (("runs", pid), ("waits", 0)):
@@ -206,7 +166,7 @@ def test_a_frozen_unit_is_paused_and_resume_thaws_it(rig: Rig, host: Host) -> No
     rig.running("frosty")
     host.run(["systemctl", "freeze", _unit("frosty")])
     assert rig.call("State", id="frosty").status == PAUSED
-    error = rig.refused("Exec", id="frosty", exec_id="x", spec=process("true"))
+    error = rig.refused("Exec", id="frosty", exec_id="x", spec=exec_spec("true"))
     assert error == (UNKNOWN, "cannot exec in a paused state")
     rig.call("Resume", id="frosty")
     assert rig.call("State", id="frosty").status == RUNNING

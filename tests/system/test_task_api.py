@@ -51,25 +51,6 @@ def test_a_task_that_is_not_there_is_not_found(rig: Rig, method: str, state: str
     assert rig.refused(method, id="gone", **fields) == NO_TASK
 
 
-@pytest.mark.parametrize(
-    ("method", "state", "error"),
-    [
-        ("Start", "running", (UNKNOWN, "cannot start a running process")),
-        ("Start", "stopped", (UNKNOWN, "cannot start a stopped process")),
-        ("Delete", "running", (UNKNOWN, "cannot delete a running process")),
-        ("Kill", "stopped", FINISHED),
-    ],
-)
-def test_what_a_state_forbids_is_refused_in_the_words_of_stock(
-    rig: Rig, method: str, state: str, error: tuple[int, str]
-) -> None:
-    _make(rig, state, "cell")
-    fields: dict[str, Any] = {"signal": SIGKILL} if method == "Kill" else {}
-    before = rig.call("State", id="cell")
-    assert rig.refused(method, id="cell", **fields) == error
-    assert rig.call("State", id="cell") == before
-
-
 @pytest.mark.parametrize("state", ["created", "running", "stopped"])
 def test_an_id_that_is_taken_already_exists(rig: Rig, state: str) -> None:
     _make(rig, state, "twice")
