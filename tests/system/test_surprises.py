@@ -89,7 +89,7 @@ def _cgroup_removed(rig: Rig) -> None:
         to = "/sys/fs/cgroup/init.scope" if rig.host.cgroup == "v2" else v1_root
         move = f"echo $p >{to}/cgroup.procs 2>/dev/null"  # some have ended by then
         each = f"for p in $(cat {folder}/cgroup.procs); do {move}; done"
-        rig.host.run(["sh", "-c", f"until rmdir {folder}; do {each}; done"])
+        rig.host.run(["sh", "-c", f"until rmdir {folder}; do {each}; true; done"])
     _shot(rig)
 
 
