@@ -257,7 +257,7 @@ def test_containerd_may_give_up_what_is_not_restored_yet(rig: Rig, host: Host, f
 def test_nobody_waits_for_a_checkpoint_but_what_changes_the_container(rig: Rig, host: Host) -> None:
     with fake_criu(host, HELD_FAILS) as task_options, images(host) as path:
         _running(rig, "busy", task_options)
-        rig.call("Exec", id="busy", exec_id="x", spec=process("sleep", "1000"))
+        rig.call("Exec", id="busy", exec_id="x", spec=exec_spec("sleep", "1000"))
         end = rig.begin("Wait", id="busy")
         hold_criu(host)
         call = rig.begin("Checkpoint", id="busy", path=path)
