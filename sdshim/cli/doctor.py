@@ -37,11 +37,16 @@ def run(arguments: argparse.Namespace, config: Config) -> int:
 async def _run(arguments: argparse.Namespace, config: Config) -> int:
     seen, findings = await look(config)
     repaired: list[tuple[Finding, str]] = []
-    if arguments.fix and any(finding.repair for finding in findings):
+    tried: set[tuple[str, str]] = set()
+    while arguments.fix:
+        wanted = [f for f in findings if f.repair and f.identity not in tried]
+        if not wanted:
+            break
         from sdshim.survey.repair import repair
 
-        repaired = await repair(config, findings)
-        seen, findings = await look(config)
+        tried |= {finding.identity for finding in wanted}
+        repaired += await repair(config, wanted)
+        seen, findings = await look(config)  # one repair may bare the next remains
     status = exit_status(findings)
     if arguments.json:
         document = _json(seen, findings, repaired, status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdshim.core.names import TaskKey
@@ -54,6 +55,11 @@ class _Client:
         metadata = (("containerd-namespace", self.namespace),) if self.namespace else ()
         told: M = call(request, metadata=metadata, timeout=TIMEOUT_S)
         return told
+
+
+def is_there(address: str) -> bool:
+    """Whether a containerd with that ttrpc address has ever listened here."""
+    return Path(address.removesuffix(TTRPC)).exists()
 
 
 def look(address: str) -> View:

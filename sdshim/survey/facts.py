@@ -143,8 +143,10 @@ async def gather(config: Config) -> Facts:
         facts.daemon_error = await _asked(facts.run_dir)
     facts.entries = node.entries(config)
     facts.acknowledged = inventory.acknowledged(facts.run_dir / "e")
-    addresses = {config.containerd_address}
-    addresses |= {e.record.identity.containerd for e in facts.entries if e.record and is_live(e)}
+    addresses = {e.record.identity.containerd for e in facts.entries if e.record and is_live(e)}
+    # a node may have Docker's containerd only, which is not the configured one
+    if not addresses or containerd.is_there(config.containerd_address):
+        addresses.add(config.containerd_address)
     facts.views = list(
         await asyncio.gather(*(asyncio.to_thread(containerd.look, a) for a in sorted(addresses)))
     )

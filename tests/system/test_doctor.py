@@ -280,13 +280,15 @@ def test_a_task_that_containerd_does_not_have_is_removed_once_it_is_stopped(
     assert not host.path(f"{STATE}/lone").exists()
 
 
-def test_a_task_of_which_sdshim_has_no_state_is_told(ctr: Ctr, host: Host, web: str) -> None:
+def test_a_task_of_which_sdshim_has_no_state_is_forgotten_as_advised(
+    ctr: Ctr, host: Host, web: str
+) -> None:
     ctr.start("gone", "sleep", "1000")
     unit = "sdshim-default-gone.service"
-    kept = host.path(f"{STATE}/gone")
     host.run(["systemctl", "kill", "-s", "STOP", "sdshim.service"])
-    kept.rename(host.path("/run/kept"))
+    host.run(["rm", "-r", f"{STATE}/gone"])
     host.run(["systemctl", "kill", "-s", "KILL", "sdshim.service"])
+    eventually(lambda: "daemon" not in doctor(host).checks, "the next daemon serves")
     told = doctor(host, "--fix")
     assert (told.status, told.repairs) == (FAULTS, [])
     assert told.of("tasks")["text"] == (
@@ -294,10 +296,16 @@ def test_a_task_of_which_sdshim_has_no_state_is_told(ctr: Ctr, host: Host, web: 
     )
     assert told.of("units")["text"] == f"{unit} runs, and sdshim has no state of it"
     assert _show(host, unit, "ActiveState") == "active"
-    host.path("/run/kept").rename(kept)
-    host.run(["systemctl", "restart", "sdshim.service"])
-    is_fine(host)
-    ctr.remove("gone")
+    host.run(["systemctl", "stop", unit])
+    steps, _, _ = told.of("tasks")["advice"].partition(", which looks again")
+    host.run(["sh", "-ec", steps])
+    eventually(lambda: "containerd" not in doctor(host).checks, "containerd is back")
+    told = doctor(host, "--fix")
+    assert "/run/containerd/runc/default/gone" in [r["subject"] for r in told.repairs]
+    assert (told.status, told.findings) == (FINE, [])
+    host.run(["sh", "-ec", "touch -d '-2 min' /run/containerd/fifo/*/gone-*"])
+    assert {r["check"] for r in doctor(host, "--fix").repairs} == {"fifos"}
+    ctr.call("container", "rm", "gone")
 
 
 def test_state_that_is_nobodys_is_removed(host: Host, web: str) -> None:

@@ -18,15 +18,19 @@ from sdshim.core.names import TaskKey
 from sdshim.host import cgroup
 from sdshim.host.inventory import started
 from sdshim.runtime.bundle import START, TOKEN
-from sdshim.survey.facts import is_live, token_of
+from sdshim.survey.facts import is_live, number, token_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sdshim.core.listing import Entry, UnitFacts
+    from sdshim.survey.containerd import View
     from sdshim.survey.facts import Facts
 
 RUNTIME_ROOT = Path("/run/containerd/runc")
+BUNDLES = Path("/run/containerd/io.containerd.runtime.v2.task")
+LOOKS_AGAIN_SINCE = (1, 7)
+"""containerd 1.6 keeps a task over its restart as long as the bundle is there."""
 FIFOS = Path("/run/containerd/fifo")
 FIFO_AGE_S = 60
 """A client makes its FIFOs just before it asks for the container or exec."""
@@ -65,9 +69,17 @@ def tasks(facts: Facts) -> Iterator[Finding]:
                 Level.FAULT,
                 str(key),
                 f"containerd has the task {key}, of which sdshim has no state",
-                f"systemctl restart containerd, which looks again; then ctr -n {key.namespace} "
-                f"task rm -f {key.id}",
+                _forgotten(view, key),
             )
+
+
+def _forgotten(view: View, key: TaskKey) -> str:
+    """How containerd is made to forget a task; `ctr task rm` needs the shim's word for it."""
+    again = "systemctl restart containerd, which looks again; then sdshim doctor --fix"
+    if number(view.version) >= LOOKS_AGAIN_SINCE:
+        return again
+    bundle = BUNDLES / key.namespace / key.id
+    return f"umount {bundle}/rootfs; rm -r {bundle}; {again}"
 
 
 def _without_task(facts: Facts, entry: Entry) -> Finding:
