@@ -38,8 +38,11 @@ def kills(cgroup: str, root: Path = CGROUP_ROOT) -> int | None:
     """The OOM kills in a cgroup and below it; None when it is gone or nobody counts there."""
     if unified(root):
         return _read(root / cgroup.lstrip("/") / V2_FILE)
-    found: int | None = None
-    for folder, _, names in os.walk(root / "memory" / cgroup.lstrip("/")):
+    top, found = root / "memory" / cgroup.lstrip("/"), None
+    with contextlib.suppress(OSError):
+        if top.stat().st_nlink == 2:  # nothing below it, as nearly always
+            return _read(top / V1_FILE)
+    for folder, _, names in os.walk(top):
         if V1_FILE in names and (count := _read(Path(folder) / V1_FILE)) is not None:
             found = (found or 0) + count
     return found
