@@ -187,8 +187,8 @@ class Container(Process):
     def resume(self) -> None:
         self.call("Resume")
 
-    def checkpoint(self) -> None:
-        options = runc_pb2.CheckpointOptions(exit=False)
+    def checkpoint(self, **wished: Any) -> None:
+        options = runc_pb2.CheckpointOptions(**wished)
         url = options.DESCRIPTOR.full_name
         value = any_pb2.Any(type_url=url, value=options.SerializeToString())
         self.call("Checkpoint", options=value)

@@ -5,14 +5,24 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
-from tests.compare.scenarios import cells, ends, execs, failures, limits, lives, mounts, streams
+from tests.compare.scenarios import (
+    cells,
+    checkpoints,
+    ends,
+    execs,
+    failures,
+    limits,
+    lives,
+    mounts,
+    streams,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.compare.subject import Subject
 
-MODULES = (cells, lives, execs, ends, failures, streams, limits, mounts)
+MODULES = (cells, lives, execs, ends, failures, streams, limits, mounts, checkpoints)
 
 
 def scenarios(cgroup: str) -> dict[str, Callable[[Subject], None]]:
