@@ -7,6 +7,8 @@ which is held until the checkpoint is decided.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,8 @@ DUMP_LOG = "dump.log"
 KEPT_LOG = "criu-dump.log"
 """What it is called in the bundle, where the error text sends people (protocol 7.2)."""
 DONE = RecordedReply(0, "", b"")
+EXIT_S = 5.0
+"""How long a Checkpoint that ends its container waits for the exit to be known."""
 _STREAMS = (fifo.STDIN, fifo.STDOUT, fifo.STDERR)
 
 
@@ -153,6 +157,10 @@ async def _decide(node: Node, call: Call, task: Task, job: _Job, *, done: bool) 
         path = str(job.images)
         task.see(Seen.CHECKPOINTED, call=call.key, reply=DONE, checkpoint=path)
         await oneshot.forget(node, job.one)
+        if job.wish.exit:  # criu has ended it: whoever deletes it next is not too early
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXIT_S):
+                    await task.exited.wait()
         return b""
     error = _failure(node, task, job)
     task.see(Seen.CHECKPOINT_FAILED)

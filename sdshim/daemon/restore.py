@@ -102,7 +102,7 @@ async def _run(node: Node, call: Call, task: Task) -> str:
     keys, wish = images.notes(me)
     work = _work(me, folder)
     (folder / FOLDER).mkdir(mode=0o700, exist_ok=True)
-    version = await node.runtime.criu.check(me.runtime.criu_path, folder / FOLDER)
+    version = await node.runtime.criu.version(me.runtime.criu_path, folder / FOLDER)
     cgroup = me.cgroup if node.facts.unified else ""
     config = criu.restore_config(keys, cgroup, version)
     environment = node.runtime.criu.environment(me.runtime.criu_path, folder / FOLDER, config)

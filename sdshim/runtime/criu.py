@@ -29,28 +29,29 @@ class Criu:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
 
-    async def check(self, path: str, folder: Path) -> tuple[int, int]:
-        """The version of the criu at `path` (empty: the one in PATH) that works on this machine;
-        its output goes to `folder`. Raises FailedPrecondition when it is missing, too old, or says
-        itself that it cannot work here."""
-        try:
-            binary = process.find(path or "criu", "criu")
-        except NotFound as error:
-            raise FailedPrecondition(str(error)) from error
+    async def check(self, path: str, folder: Path) -> None:
+        """Whether the criu at `path` (empty: the one in PATH) works on this machine; its output
+        goes to `folder`. Raises FailedPrecondition when it is missing, too old, or says itself that
+        it cannot work here."""
+        found = await self.version(path, folder)
         output = folder / OUTPUT
+        if await process.run([_find(path), "check"], self._environment, output):
+            raise FailedPrecondition(
+                f"criu {_dotted(found)} does not work on this machine",
+                cause=criu.errors(_text(output)),
+                hint="see `criu check`",
+            )
+
+    async def version(self, path: str, folder: Path) -> tuple[int, int]:
+        """Its version. Raises FailedPrecondition when it is missing or too old."""
+        binary, output = _find(path), folder / OUTPUT
         await process.run([binary, "--version"], self._environment, output)
         found = criu.version(_text(output))
         if found is None:
             raise FailedPrecondition(f"{binary} is not criu", cause=_text(output)[:200].strip())
-        number = ".".join(map(str, found))
         if found < criu.MINIMUM:
-            least = ".".join(map(str, criu.MINIMUM))
-            raise FailedPrecondition(f"criu {number} is too old: {least} or newer is needed")
-        if await process.run([binary, "check"], self._environment, output):
             raise FailedPrecondition(
-                f"criu {number} does not work on this machine",
-                cause=criu.errors(_text(output)),
-                hint="see `criu check`",
+                f"criu {_dotted(found)} is too old: {_dotted(criu.MINIMUM)} or newer is needed"
             )
         return found
 
@@ -77,6 +78,17 @@ def stream_key(process_id: str, fd: int) -> str:
     info = Path(f"/proc/{process_id}/fdinfo/{fd}").read_text()
     facts = dict(line.partition(":")[::2] for line in info.splitlines())
     return criu.key(int(facts["mnt_id"]), inode)
+
+
+def _find(path: str) -> str:
+    try:
+        return process.find(path or "criu", "criu")
+    except NotFound as error:
+        raise FailedPrecondition(str(error)) from error
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _text(path: Path) -> str:
