@@ -7,6 +7,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ import grpc
 import pytest
 
 from sdshim.core import names
-from tests.host import BUSYBOX, PAUSE, Host
+from tests.host import BUSYBOX, PAUSE, Host, roots
 from tests.tools import cri
 from tests.tools.remotecommand import RemoteCommand
 
@@ -23,12 +24,22 @@ if TYPE_CHECKING:
 
     from tests.tools.cri import Cri
 
+PLUGINS = "/usr/lib/cni"
+
+
+def _own_root() -> list[str]:
+    """`self` too where it is as new and has CNI's plugins, as the emulated machine is and has."""
+    if not Path(PLUGINS, "bridge").exists():
+        return []
+    new = roots.containerd_version(roots.by_name("self"), Path("/")) >= (1, 7)
+    return ["self"] if new else []
+
+
 MARKS = [
     pytest.mark.system,
     pytest.mark.cri,
-    # These have CNI plugins. The CRI of containerd 2.1 sets cpu shares although told not to, which
-    # forky's v2 here cannot have.
-    pytest.mark.roots("trixie", "mixed"),
+    # The CRI of containerd 2.1 sets cpu shares although told not to: forky's v2 cannot have them.
+    pytest.mark.roots("trixie", "mixed", *_own_root()),
 ]
 """Of every test here, unless it says else."""
 
@@ -51,7 +62,7 @@ disabled_plugins = [DISABLED]
   disable_apparmor = true
   disable_cgroup = CGROUP
 [plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "/usr/lib/cni"
+  bin_dir = "{PLUGINS}"
 """
 _CONFIG_V3 = f"""\
 version = 3
@@ -63,7 +74,7 @@ disabled_plugins = [DISABLED]
   disable_apparmor = true
   disable_cgroup = CGROUP
 [plugins."io.containerd.cri.v1.runtime".cni]
-  bin_dirs = ["/usr/lib/cni"]
+  bin_dirs = ["{PLUGINS}"]
 """
 # Two ways to name us: a runtime type of our own, and the stock type with our program. And options.
 _HANDLERS = f"""\
