@@ -144,6 +144,9 @@ def _failure(node: Node, task: Task, result: str) -> ShimError:
     folder = node.store.folder(me)
     printed = " ".join(node.store.text(me, STDERR).split())
     default = printed or f"unit {me.unit}: start job {result}"
+    found = node.store.exit_record(me)
+    if found and found[0].pid:  # the runtime has done its part
+        default = f"process {found[0].pid} was restored and ended before systemd had seen it"
     error = node.runtime.failure(folder, "OCI runtime restore failed", default)
     said = criu.errors(_log(_work(me, folder) / RESTORE_LOG))
     error.hint = f"criu: {said}" if said else ""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
+from sdshim.core.errors import ShimError
 from sdshim.pb import task_types_pb2
-from tests.system.checkpoints import counting, images, options, say, to_restore
-from tests.system.taskclient import ZERO_SECONDS, Rig
+from tests.system.checkpoints import WRITABLE, counting, images, options, say, to_restore
+from tests.system.taskclient import ZERO_SECONDS, Rig, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,6 +128,26 @@ def test_a_restored_container_goes_on_where_it_was(rig: Rig, host: Host, folder:
     assert rig.events.until("new", "start").body.pid == pid
     rig.events.until("new", "delete")
     assert rig.events.of("new") == ["create", "start", "exit", "delete"]
+
+
+@needs_criu
+def test_a_process_that_ends_at_its_restore_fails_start_and_says_so(rig: Rig, folder: str) -> None:
+    # criu interrupts the sleep: what is restored ends at once
+    spec = {**spec_of("sh", "-c", "sleep 1000; exit 7"), "root": WRITABLE}
+    old = rig.bundle("old", spec=spec)
+    rig.call("Create", id="old", bundle=old.path)
+    rig.call("Start", id="old")
+    rig.call("Checkpoint", id="old", path=folder, options=options(exit=True))
+    new = rig.bundle("new", spec=spec)
+    rig.call("Create", id="new", bundle=new.path, checkpoint=folder)
+    call = rig.begin("Start", id="new")
+    try:
+        call.result(15)
+        assert rig.call("Wait", id="new").exit_status == 7  # systemd was the faster one
+    except ShimError as error:
+        said = r"OCI runtime restore failed: process \d+ was restored and ended before systemd"
+        assert re.match(said, str(error))
+        assert rig.call("State", id="new").status == CREATED
 
 
 @pytest.mark.roots("forky")  # ctr of 1.7 sends options to runtimes called io.containerd.runc alone
