@@ -283,6 +283,7 @@ def exec_running_start(s: Subject) -> None:
 
 
 def exec_paused(s: Subject) -> None:
+    s.at_once()  # the killed one may end before or, on v1, only after Resume
     box = s.running()
     fresh = box.exec("fresh", "true")
     child = box.exec("x", "sleep", "1000")
