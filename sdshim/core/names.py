@@ -8,6 +8,7 @@ first dash after the prefix ends it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +23,9 @@ MAX_ID = 76
 
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 _PATH_SAFE = re.compile(r"[A-Za-z0-9]")
+_POD_SAFE = re.compile(r"[A-Za-z0-9_.]")
+_MAX_POD = 160
+"""With prefix, namespace and suffix a unit's name has at most 255 bytes."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -119,6 +123,25 @@ def helper_of(unit: str) -> TaskKey | None:
 def namespace_slice(namespace: str) -> str:
     """The slice of one containerd namespace, below sdshim.slice."""
     return f"{PREFIX}{namespace.replace('-', ':')}.slice"
+
+
+def pod_slice(namespace: str, pod: str) -> str:
+    """The slice of a pod, below that of its containerd namespace.
+
+    A dash would be a level of slices, so it is written `:` as in a namespace; what a unit's name
+    cannot hold (and `:`) as systemd-escape(1) writes it; a very long name is its hash.
+    """
+    escaped = "".join(map(_in_slice, pod))
+    if len(escaped) > _MAX_POD:
+        escaped = hashlib.sha256(escaped.encode()).hexdigest()[:32]
+    return namespace_slice(namespace).removesuffix(".slice") + f"-{escaped}.slice"
+
+
+def _in_slice(char: str) -> str:
+    if _POD_SAFE.match(char):
+        return char
+    data = char.encode(errors="surrogatepass")
+    return ":" if char == "-" else "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def slice_path(slice_name: str) -> str:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from sdshim.pb import task_v2_pb2 as pb
     from sdshim.ttrpc.server import Call
 
+CRI = "io.kubernetes.cri."
+"""What the CRI's annotations begin with."""
+POD = "io.sdshim.pod"
+"""Annotation of ours: the name of the container's pod, for clients that are no CRI."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -84,20 +89,31 @@ def bundle_folder(path: str) -> Path:
 def place(
     spec: dict[str, Any], key: names.TaskKey, unit: str, *, restored: bool = False
 ) -> tuple[str, str, bool]:
-    """(slice, container's cgroup, whether it is ours) for a spec's cgroupsPath (design 4).
+    """(slice, container's cgroup, whether it is ours) for a spec's cgroupsPath (design 4): a pod's
+    slice when the CRI or POD names one, else the namespace's.
 
     Empty, `/<ns>/<id>`, `/docker/<id>` and `slice:prefix:name` are ours; another absolute path is
     somebody else's and honoured as given. The spec of what is restored is that of the container
     that was checkpointed: there `<id>` may be another.
     """
     path = bundle.cgroups_path(spec)
-    slice_name = names.namespace_slice(key.namespace)
+    pod = _pod(bundle.notes(spec))
+    slice_name = (
+        names.pod_slice(key.namespace, pod) if pod else names.namespace_slice(key.namespace)
+    )
     parts = path.split(":")
     if len(parts) == 3 and parts[0].endswith(".slice"):
         slice_name = parts[0]
     elif path.startswith("/") and not _is_default(path, key, restored=restored):
         return slice_name, path, False
     return slice_name, f"{names.unit_cgroup(slice_name, unit)}/container", True
+
+
+def _pod(notes: dict[str, str]) -> str:
+    """What names the container's pod (protocol 8.2), empty without one."""
+    name, namespace = notes.get(f"{CRI}sandbox-name"), notes.get(f"{CRI}sandbox-namespace")
+    by_name = f"{namespace}_{name}" if name and namespace else ""
+    return notes.get(POD) or by_name or notes.get(f"{CRI}sandbox-id", "")
 
 
 def _is_default(path: str, key: names.TaskKey, *, restored: bool) -> bool:
@@ -118,9 +134,9 @@ def describe(key: names.TaskKey, spec: dict[str, Any]) -> str:
     words = [
         notes.get(name, "")
         for name in (
-            "io.kubernetes.cri.image-name",
-            "io.kubernetes.cri.sandbox-name",
-            "io.kubernetes.cri.container-name",
+            f"{CRI}image-name",
+            f"{CRI}sandbox-name",
+            f"{CRI}container-name",
         )
     ]
     # It becomes a line of the unit's file: no line breaks, nothing unprintable, no novel.

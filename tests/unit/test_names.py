@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,3 +97,12 @@ def test_units_that_serve_a_task_tell_whose_they_are(
         assert names.helper_of(unit) == key
     for unit in (names.init_unit(key), names.exec_unit(key, exec_id), names.ROOT_SLICE):
         assert names.helper_of(unit) is None
+
+
+@given(one=st.text(max_size=300), other=st.text(max_size=300))
+def test_every_pod_has_a_slice_of_its_own_below_its_namespaces(one: str, other: str) -> None:
+    name = names.pod_slice("a" * 76, f"p{one}")
+    assert len(name) <= 255
+    assert names.slice_path(name).count(".slice") == 3
+    assert re.fullmatch(r"[A-Za-z0-9:_.\\-]+", name)
+    assert (name == names.pod_slice("a" * 76, f"p{other}")) == (one == other)
