@@ -92,6 +92,8 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
         *_common(me, unit.state_dir, unit.description, unit.start_timeout_us, unit.environment),
         *_limits(unit.limits),
     ]
+    if not host.unified:  # on v2 it costs nothing and is the default; delegated, here neither
+        properties.append(("CPUAccounting", "b", True))
     if host.unified and host.systemd >= DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
         properties.append(("DelegateSubgroup", "s", SUP))
     wished = unitproperties.at_start(me.runtime.unit_properties)

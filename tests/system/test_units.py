@@ -49,6 +49,12 @@ def test_the_unit_follows_the_init_process(ctr: Ctr, host: Host, box: str) -> No
     assert facts["Delegate"] == "yes"
 
 
+def test_the_unit_accounts_what_the_container_uses(host: Host, box: str) -> None:
+    facts = _show(host, "CPUUsageNSec", "MemoryCurrent", "TasksCurrent")
+    wanted = facts if host.controllers else ["CPUUsageNSec"]
+    assert all(facts[name].isdigit() and int(facts[name]) > 0 for name in wanted), facts
+
+
 def test_systemctl_stop_gives_containerd_a_proper_exit(ctr: Ctr, host: Host, box: str) -> None:
     with events(host) as seen:
         host.run(["systemctl", "stop", "--no-block", box])
