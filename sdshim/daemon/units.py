@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
     from sdshim.core.unitspec import Property
     from sdshim.daemon.node import Node
     from sdshim.daemon.process import Process
+
+log = logging.getLogger(__name__)
+
+PRUNE_PAUSES_S = (0.005, 0.02, 0.1, 0.3, 0.0)
+"""Between the tries to remove a cgroup that is in use."""
 
 
 async def start(node: Node, process: Process, properties: Sequence[Property]) -> str:
@@ -93,7 +100,17 @@ async def forget(node: Node, process: Process) -> None:
     me = process.identity
     await collect(node, me.unit)
     if me.owns_cgroup and not me.exec_id:
-        cgroup.prune(me.cgroup.rpartition("/")[0])
+        await _prune(me.cgroup.rpartition("/")[0])
+
+
+async def _prune(group: str) -> None:
+    """Remove what is left of a unit's cgroups on hybrid v1, as soon as nothing is in them."""
+    for pause in PRUNE_PAUSES_S:
+        left = cgroup.prune(group)
+        if not left:
+            return
+        await asyncio.sleep(pause)
+    log.warning("cgroups are still in use and stay: %s", ", ".join(map(str, left)))
 
 
 async def collect(node: Node, unit: str) -> None:

@@ -81,16 +81,23 @@ def holds(cgroup: str, pid: int) -> bool:
     return any(path == cgroup or path.startswith(f"{cgroup}/") for path in paths)
 
 
-def prune(cgroup: str, root: Path = CGROUP_ROOT) -> None:
+def prune(cgroup: str, root: Path = CGROUP_ROOT) -> list[Path]:
     """Hybrid v1: remove what the OCI runtime made at and above its own cgroup in the controllers
-    that systemd does not manage (freezer, cpuset …), and that neither of them removes."""
+    that systemd does not manage (freezer, cpuset …), and that neither of them removes. Returned is
+    what is still in use: a process that has ended leaves its cgroups a moment later."""
     if unified(root):
-        return
+        return []
+    left = []
     for controller in root.iterdir():
         folder = controller / cgroup.lstrip("/")
         for path in sorted(folder.glob("**/"), reverse=True):
-            with contextlib.suppress(OSError):
+            try:
                 path.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                left.append(path)
+    return left
 
 
 def remove(cgroup: str, root: Path = CGROUP_ROOT) -> None:
