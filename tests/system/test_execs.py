@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from tests.host import Host
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
-
-BRIEF = int(os.environ.get("SDSHIM_EXITS", "200"))
 
 
 @pytest.fixture
@@ -121,12 +118,6 @@ def test_twenty_execs_at_once(box: Ctr) -> None:
     for number, process in enumerate(running):
         out, err = process.communicate(timeout=90)
         assert (out, process.returncode) == (f"{number}\n", number), err
-
-
-def test_a_process_that_ends_at_once_never_loses_its_exit_code(box: Ctr) -> None:
-    for number in range(BRIEF):
-        done = _exec(box, f"brief-{number}", "/bin/sh", "-c", "exit 7")
-        assert done.returncode == 7, done.stderr
 
 
 def test_the_exit_of_init_is_published_after_those_of_its_execs(box: Ctr, host: Host) -> None:
