@@ -271,8 +271,9 @@ def _log_fields(me: Identity) -> list[bytes]:
 
 
 def _exec(name: str, host: HostFacts, *commands: list[str], privileged: bool = False) -> Property:
-    """Exec lines whose arguments arrive as they are. `privileged` (where the form can say it): a
-    drop-in that implies a mount namespace cannot hide the mount from the runtime."""
+    """Exec lines whose arguments arrive as they are. `privileged` (where the form can say it): what
+    a drop-in takes from the unit's processes, as User= does, it does not take from these. (Not so a
+    mount namespace: seen on 257 and 262, such a line is given one too, of its own.)"""
     if host.systemd >= EX_LINES_SINCE:
         flags = ["no-env-expand", *(["privileged"] if privileged else [])]
         return f"{name}Ex", "a(sasas)", [(argv[0], argv, flags) for argv in commands]

@@ -404,7 +404,8 @@ class Manager(Questions):
         await self._subscribe()
         if self._reconnected:
             self._reconnected = False
-            self._doubtful_refs.clear()
+            # One that was made or taken again on this connection already is counted twice now.
+            self._doubtful_refs = set(self._refs)
             await asyncio.gather(*(self._ref_again(unit) for unit in list(self._refs)))
         await asyncio.gather(*(self._ask_for_job(job) for job in list(self._jobs.values())))
         await asyncio.gather(*(self._ask_for_removal(unit) for unit in list(self._removals)))

@@ -478,7 +478,7 @@ def test_drop_ins_that_imply_a_mount_namespace_are_named(host: Host, web: str) -
     with drop_in(host, "sdshim-.service", "[Service]\nPrivateTmp=yes\nProtectHome=no\n") as path:
         found = doctor(host).of("mount-namespace")
         assert found["text"].startswith(f"{path} sets PrivateTmp=, which puts containers into")
-        assert found["level"] == ("warning" if host.systemd_version >= 257 else "fault")
+        assert found["level"] == "fault"
     with drop_in(host, "sdshim.service", "[Service]\nProtectSystem=full\n") as path:
         host.run(["systemctl", "daemon-reload"])
         host.run(["systemctl", "restart", "sdshim.service"])

@@ -278,6 +278,20 @@ def test_references_and_jobs_survive_a_restart_of_the_bus(host: Host) -> None:
     run(host, body)
 
 
+def test_what_was_referenced_twice_on_one_connection_is_let_go(host: Host) -> None:
+    """A start that a new connection carried, or a resync that lasted into it, counts there too."""
+
+    async def body(manager: Manager) -> None:
+        unit = name()
+        await (await manager.start_transient(unit, sh("exit 0"))).wait()
+        await ended(manager, unit)
+        await manager._on_reconnect()
+        await manager._resync()
+        await forget(manager, unit)
+
+    run(host, body)
+
+
 def test_a_job_that_ended_unheard_is_known(host: Host) -> None:
     async def body(manager: Manager) -> None:
         good, bad = name(), name()

@@ -263,7 +263,18 @@ def test_references_are_counted_once_and_made_again(tmp_path: Path) -> None:
         while fake.members().count("RefUnit") < 2 or manager._refs != {UNIT}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert fake.members().index("Subscribe") < fake.members().index("RefUnit")
+        # what was taken again may have been taken on this connection before
+        held = [UNIT]
+
+        def let_go(*_: object) -> Any:
+            if not held:
+                raise FakeError(f"{SYSTEMD}.NotReferenced", "not held")
+            held.clear()
+            return "", []
+
+        fake.answers["UnrefUnit"] = let_go
         await manager.unref(UNIT)
+        assert fake.members().count("UnrefUnit") == 2
         fake.answers["UnrefUnit"] = fails(f"{SYSTEMD}.NoSuchUnit")
         await manager.unref(UNIT)
         fake.answers["RefUnit"] = fails(f"{SYSTEMD}.NoSuchUnit")

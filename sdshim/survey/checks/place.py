@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from sdshim.core import names
 from sdshim.core.diagnosis import Finding, Level
 from sdshim.core.errors import ShimError
-from sdshim.core.unitspec import EX_LINES_SINCE
 from sdshim.runtime.bundle import load_spec
-from sdshim.survey.facts import SERVICE, number
+from sdshim.survey.facts import SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,17 +105,14 @@ def _holds_notify(source: str) -> bool:
 
 def mount_namespace(facts: Facts) -> Iterator[Finding]:
     """Drop-ins that give the daemon or containers a mount namespace of their own."""
-    mount_survives = number(facts.versions.get("systemd", "")) >= (EX_LINES_SINCE,)
     for path, key in _drop_ins():
         whose = "the daemon" if path.parent.name == f"{SERVICE}.d" else "containers"
-        only_containers = path.parent.name.startswith(names.PREFIX)
-        level = Level.WARNING if only_containers and mount_survives else Level.FAULT
         text = f"{path} sets {key}=, which puts {whose} into a mount namespace"
         text += ": what is mounted there is not seen by the host"
         advice = f"remove {key}= there, then systemctl daemon-reload"
         if whose == "the daemon":
             advice += f" and systemctl restart {SERVICE}"
-        yield Finding("mount-namespace", level, f"{path}:{key}", text, advice)
+        yield Finding("mount-namespace", Level.FAULT, f"{path}:{key}", text, advice)
     pid = facts.daemon.get("MainPID")
     if isinstance(pid, int) and pid and _namespace(pid) not in ("", _namespace(1)):
         text = f"{SERVICE} (pid {pid}) runs in a mount namespace of its own"
