@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.compare.tape import Answer
 
 FILE = Path(__file__).with_name("differences.toml")
-KEYS = {"scenario", "step", "field", "stock", "ours", "hosts", "sometimes", "reason"}
+KEYS = {"scenario", "step", "field", "stock", "ours", "hosts", "sometimes", "fewer", "reason"}
 ABSENT = "(nothing)"
 
 
@@ -49,10 +49,14 @@ class Known:
     """Where it occurs, as ROOT/CGROUP."""
     sometimes: bool = False
     """It need not occur in every run."""
+    fewer: bool = False
+    """Stock's words are ours in the same order, some left out."""
 
     def explains(self, found: Difference) -> bool:
         """Whether this is the known difference."""
         names = ("scenario", "step", "field", "stock", "ours")
+        if self.fewer and not _is_part(found.stock.split(), found.ours.split()):
+            return False
         return all(_like(getattr(self, name), getattr(found, name)) for name in names)
 
     def is_for(self, host: str) -> bool:
@@ -75,6 +79,11 @@ class Verdict:
     def unexplained(self) -> int:
         """How many differences no entry explains."""
         return sum(known is None for _, known in self.found)
+
+
+def _is_part(some: list[str], every: list[str]) -> bool:
+    rest = iter(every)
+    return all(word in rest for word in some)
 
 
 def _like(pattern: str, text: str) -> bool:

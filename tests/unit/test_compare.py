@@ -60,6 +60,16 @@ def test_an_entry_explains_what_all_of_its_patterns_fit(entry: Known, *, explain
     assert verdict.unexplained == (not explained)
 
 
+@pytest.mark.parametrize(
+    ("stock", "explained"),
+    [("create exit", True), ("", True), ("exit create", False), ("create oom", False)],
+)
+def test_what_stock_may_lose_is_no_other_order(stock: str, *, explained: bool) -> None:
+    found = Difference("cells.running", "events c", "order", stock, "create start exit delete")
+    verdict = judge([found], (Known("r", fewer=True),), "forky/v2")
+    assert verdict.unexplained == (not explained)
+
+
 def test_an_entry_that_does_not_occur_any_more_is_reported_where_it_should_have() -> None:
     entries = (
         Known("used", field="status"),
