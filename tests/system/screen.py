@@ -69,6 +69,14 @@ class Screen:
         begun, self._at = self._at, found + len(text)
         return self.seen[begun : self._at]
 
+    def shows(self, text: bytes, seconds: float) -> bool:
+        """Whether this text comes, past what was awaited before, in that time."""
+        deadline = time.monotonic() + seconds
+        while self.seen.find(text, self._at) < 0:
+            if time.monotonic() >= deadline or not self.read(deadline - time.monotonic()):
+                return False
+        return True
+
     def end(self, timeout: float = 20) -> int:
         """Read to the end; the program's exit status."""
         deadline = time.monotonic() + timeout

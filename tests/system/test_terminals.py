@@ -63,10 +63,13 @@ def test_a_shell_on_a_terminal(box: Ctr, where: str) -> None:
 
 @both
 def test_the_size_and_a_resize(box: Ctr, where: str) -> None:
-    script = "while :; do stty size; sleep 0.05; [ \"$(stty size)\" = '22 77' ] && exit 4; done"
-    with _make(box, where, "sh", "-c", script) as screen:
+    loop = 's=$(stty size); echo "$s"; [ "$s" = "22 77" ] && exit 4; sleep 0.05'
+    with _make(box, where, "sh", "-c", f"while :; do {loop}; done") as screen:
         screen.until(b"30 100")
-        screen.resize(77, 22)
+        for _ in range(20):  # ctr hears of it from a moment after Start on
+            screen.resize(77, 22)
+            if screen.shows(b"22 77", 1):
+                break
         assert screen.end() == 4
 
 

@@ -99,8 +99,8 @@ def test_a_pod_with_a_user_namespace(pods: Pods, host: Host) -> None:
     """containerd 2 maps the rootfs's owners at its mount and names the owner of the streams."""
     ids = [{"host_id": 100_000, "container_id": 0, "length": 65536}]
     pod = pods.run("as-runc", userns_options={"mode": cri.POD, "uids": ids, "gids": ids})
-    container = pod.run("c", f"id -u; stat -c %u /bin/busybox; echo x >/tmp/x; {SLEEP}")
-    assert [line.split(" ", 3)[3] for line in container.logged("0")] == ["0", "0"]
+    container = pod.run("c", f"id -u; stat -c %u /bin/busybox; echo x >/tmp/x; echo end; {SLEEP}")
+    assert [line.split(" ", 3)[3] for line in container.logged("end")] == ["0", "0", "end"]
     assert container.namespaces("user") != [namespace(host, 1, "user")]
     assert host.path(f"/proc/{container.pid()}").stat().st_uid == 100_000
     if host.containerd_version >= (2,):
