@@ -51,6 +51,9 @@ compare: deps ## the same scenarios against io.containerd.runc.v2 and sdshim (RO
 exits: deps ## N one-millisecond containers and execs: no exit lost or wrong (N=2000)
 	@$(PY) -m tests.bench.exits --root $(ROOT) --cgroup $(CGROUP) -n $(N)
 
+emulated: deps ## system tests on an emulated machine whose cgroup v2 has controllers
+	@$(PY) -m tests.emulated
+
 host: deps ## a shell on a booted host
 	@$(PY) -m tests.host --root $(ROOT) --cgroup $(CGROUP)
 
@@ -66,4 +69,4 @@ uninstall: ## remove what install put there
 clean: ## the virtual environment and caches of tools (host roots: python -m tests.host --clean)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help deps demo lint unit system test bench compare exits host proto install uninstall clean
+.PHONY: help deps demo lint unit system test bench compare exits emulated host proto install uninstall clean
