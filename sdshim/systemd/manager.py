@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 
 RESYNC_PAUSE = 1.0
 DESTRUCTIVE_TRIES = 7
+LOST_TRIES = 4
+"""daemon-reexec takes answers along, and may come several times in a row."""
 
 __all__ = ["ExitFacts", "Job", "MainExit", "Manager", "UnitInfo"]
 
@@ -135,11 +137,11 @@ class Manager(Questions):
 
         A lost answer is decided by a look at the unit: it is ours when its Environment has what
         was asked for (the Create's token is in it). A unit that ran and is gone again is started
-        once more: its Asserts on the exit record make that harmless.
+        again: its Asserts on the exit record make that harmless.
         """
         body: list[object] = [unit, mode, typed(properties), []]
         pinned = any(name == "AddRef" and value for name, _, value in properties)
-        pause, destructive, lost = PAUSE_FIRST, 0, False
+        pause, destructive, lost = PAUSE_FIRST, 0, 0
         while True:
             try:
                 job = await self._queue(
@@ -157,12 +159,12 @@ class Manager(Questions):
             except (Uncertain, UnitExists) as error:
                 if isinstance(error, UnitExists) and not lost:
                     raise
-                second, lost = lost, True
+                lost += 1
                 found = await self._look(unit, properties)
                 if found is not None:
                     job = found
                     break
-                if second:
+                if isinstance(error, UnitExists) or lost == LOST_TRIES:
                     raise
         if pinned:
             self._refs.add(unit)

@@ -10,7 +10,7 @@ import pytest
 from sdshim.core.errors import Internal
 from sdshim.core.names import unit_path
 from sdshim.systemd import errors, signals
-from sdshim.systemd.manager import DESTRUCTIVE_TRIES, Manager
+from sdshim.systemd.manager import DESTRUCTIVE_TRIES, LOST_TRIES, Manager
 from tests.unit.test_systemd_fake import SYSTEMD, FakeBus, FakeError, Silence, fake_bus, got
 
 if TYPE_CHECKING:
@@ -167,12 +167,15 @@ def test_a_lost_start_that_happened_is_found(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
-def test_a_lost_start_that_did_not_happen_is_done_once_more(tmp_path: Path) -> None:
+def test_a_lost_start_that_did_not_happen_is_done_again(tmp_path: Path) -> None:
     async def body(fake: FakeBus, manager: Manager) -> None:
         fake.answers["StartTransientUnit"] = fails(NO_REPLY, then=("o", [f"{JOB}5"]))
         has_properties(fake, LoadState=("s", "not-found"))
         assert (await manager.start_transient(UNIT, [])).id == 5
-        fake.answers["StartTransientUnit"] = fails(NO_REPLY, NO_REPLY)
+        lost = [NO_REPLY] * LOST_TRIES
+        fake.answers["StartTransientUnit"] = fails(*lost[1:], then=("o", [f"{JOB}6"]))
+        assert (await manager.start_transient(UNIT, [])).id == 6
+        fake.answers["StartTransientUnit"] = fails(*lost)
         with pytest.raises(errors.Uncertain):
             await manager.start_transient(UNIT, [])
 
