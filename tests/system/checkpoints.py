@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from tests.host import Host
     from tests.system.taskclient import Bundle, Rig
 
-COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done"
+COUNT = (
+    "i=0; while :; do i=$((i+1)); echo $i; j=0; while [ $j -lt 4000 ]; do j=$((j+1)); done; done"
+)
+"""A number every some milliseconds, without a child: a shell whose child is frozen between vfork
+and exec cannot be stopped, and criu gives up on it after its 10 s."""
 IMAGES = "/run/images"
 WRITABLE = {"path": ROOTFS, "readonly": False}
 """criu 4.2 makes a folder in the root that it restores; only in an overlay it does without."""

@@ -10,7 +10,7 @@ import pytest
 
 from sdshim.core.errors import ShimError
 from sdshim.pb import task_types_pb2
-from tests.system.checkpoints import WRITABLE, counting, images, options, say, to_restore
+from tests.system.checkpoints import COUNT, WRITABLE, counting, images, options, say, to_restore
 from tests.system.taskclient import ZERO_SECONDS, Rig, spec_of
 
 if TYPE_CHECKING:
@@ -153,8 +153,7 @@ def test_a_process_that_ends_at_its_restore_fails_start_and_says_so(rig: Rig, fo
 @pytest.mark.roots("forky")  # ctr of 1.7 sends options to runtimes called io.containerd.runc alone
 def test_ctr_checkpoints_and_restores(ctr: Ctr, host: Host, folder: str) -> None:
     image = "docker.io/library/counted:checkpoint"
-    script = "i=0; while :; do i=$((i+1)); echo $i >/count; sleep 0.05; done"
-    ctr.start("one", "sh", "-c", script)
+    ctr.start("one", "sh", "-c", COUNT.replace("echo $i", "echo $i >/count"))
     try:
         ctr.call("task", "checkpoint", "--image-path", folder, "one")
         _forget_checkpoints(ctr)  # an image is named by the second

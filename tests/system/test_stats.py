@@ -161,8 +161,9 @@ def test_v1_numbers_are_those_in_the_cgroups_files(rig: Rig, host: Host) -> None
     assert metrics.memory.usage.max == file("memory", "memory.max_usage_in_bytes")
     assert metrics.memory.total_rss > 0 and metrics.memory.total_pg_fault > 0
     assert (metrics.pids.current, metrics.pids.limit) == (1, 50)
-    assert metrics.cpu.usage.total <= file("cpuacct", "cpuacct.usage")
-    assert sum(metrics.cpu.usage.per_cpu) == metrics.cpu.usage.total
+    # three readings in this order; the process still has its way to sleep between them
+    each = sum(metrics.cpu.usage.per_cpu)
+    assert 0 < metrics.cpu.usage.total <= each <= file("cpuacct", "cpuacct.usage")
     assert metrics.memory_oom_control.oom_kill == 0
     assert metrics.HasField("blkio")
 
