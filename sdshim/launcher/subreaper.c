@@ -1,10 +1,9 @@
-/* subreaper PIDFILE RUNTIME ARGUMENT...
+/* subreaper PIDFILE RUNTIME ARGUMENT...: main process of an exec's unit (Type=notify).
  *
- * Main process of an exec's unit (Type=notify, NotifyAccess=main): run the OCI runtime's detached
- * `exec --pid-file PIDFILE`, say READY=1 once the process runs, wait for it, and end as it ended,
- * with the same code or by the same signal. A runtime that fails is a failed start: its status, no
- * READY. 255: nobody knows how the process ended. Signals sent here are passed on to the process.
- * subreaper.py is the same program for machines without a C compiler. */
+ * Run the OCI runtime's detached `exec --pid-file PIDFILE`, say READY=1 once the process runs,
+ * wait for it, and end as it ended, with the same code or by the same signal. A runtime that fails
+ * is a failed start: its status, no READY. 255: nobody knows how the process ended. Signals sent
+ * here are passed on. subreaper.py is the same program for machines without a C compiler. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -13,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -22,14 +22,15 @@
 #include <unistd.h>
 #define UNKNOWN 255
 
-static void say_ready(const char *address) {
+static int say_ready(const char *address) {
     struct sockaddr_un to = {.sun_family = AF_UNIX};
     size_t length = address ? strlen(address) : 0;
-    if (length < 2 || length > sizeof to.sun_path) return;
+    if (length < 2 || length > sizeof to.sun_path) return -1;
     memcpy(to.sun_path, address, length);
     if (address[0] == '@') to.sun_path[0] = 0; /* abstract: its length is exact, no final zero */
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     sendto(fd, "READY=1", 7, MSG_NOSIGNAL, (void *)&to, sizeof to.sun_family + length);
+    return fd;
 }
 
 static pid_t read_pid(const char *path) {
@@ -44,18 +45,9 @@ static pid_t read_pid(const char *path) {
     return pid;
 }
 
-/* For a process that is not our child: a child that ends when it has ended, with 255. */
-static pid_t stand_in(int pidfd) {
-    struct pollfd end = {.fd = pidfd, .events = POLLIN};
-    pid_t child = fork();
-    if (child > 0) return child;
-    if (pidfd >= 0) poll(&end, 1, -1);
-    _exit(UNKNOWN);
-}
-
 static int end_as(int status) {
-    sigset_t one;
     if (!WIFSIGNALED(status)) return WEXITSTATUS(status);
+    sigset_t one;
     prctl(PR_SET_DUMPABLE, 0); /* no core of ours (RLIMIT_CORE=0 does not stop systemd-coredump) */
     signal(WTERMSIG(status), SIG_DFL);
     sigemptyset(&one);
@@ -75,7 +67,7 @@ int main(int argc, char **argv) {
     sigprocmask(SIG_BLOCK, &all, &before);
     signal(SIGCHLD, SIG_DFL); /* were it ignored, the kernel would reap and tell nobody */
 
-    pid_t awaited, pid = fork();
+    pid_t pid = fork();
     if (pid == 0) {
         sigprocmask(SIG_SETMASK, &before, NULL);
         execvp(argv[2], argv + 2);
@@ -87,13 +79,20 @@ int main(int argc, char **argv) {
     if (pid < 0 || waitpid(pid, &status, 0) != pid) return UNKNOWN;
     if (status) return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
     if ((pid = read_pid(argv[1])) <= 0) return UNKNOWN;
-    say_ready(address);
 
-    int number, pidfd = syscall(SYS_pidfd_open, pid, 0);
-    awaited = waitid(P_PID, pid, NULL, WEXITED | WNOHANG | WNOWAIT) ? stand_in(pidfd) : pid;
+    int number, notify = say_ready(address), pidfd = syscall(SYS_pidfd_open, pid, 0);
+    struct pollfd end = {.fd = pidfd, .events = POLLIN};
+    /* For a process that is not our child: a child that ends when it has ended, with 255. */
+    if (waitid(P_PID, pid, NULL, WEXITED | WNOHANG | WNOWAIT) && (pid = fork()) == 0)
+        return poll(&end, pidfd >= 0, -(pidfd >= 0)), UNKNOWN;
     for (;;) {
         for (pid_t child; (child = waitpid(-1, &status, WNOHANG)) > 0;)
-            if (child == awaited) return end_as(status);
+            if (child == pid) {
+                /* systemd asks for the dead after it has looked for messages: who says READY
+                 * between the two and ends is a failed start. End when it has been read. */
+                for (int unread = 0; !ioctl(notify, TIOCOUTQ, &unread) && unread;) usleep(500);
+                return end_as(status);
+            }
         if ((number = sigwaitinfo(&all, NULL)) > 0 && number != SIGCHLD)
             syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0);
     }

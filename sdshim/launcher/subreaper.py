@@ -6,9 +6,12 @@ Run as ``python3 -I -S subreaper.py PIDFILE RUNTIME ARGUMENT...``; standard libr
 import _signal as signal  # type: ignore[import-not-found]  # the signal module loads enum: 4 ms
 import _socket  # the same
 import ctypes
+import fcntl
 import os
 import select
 import sys
+import termios
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,8 +48,11 @@ def main(pid_file: str, argv: list[str]) -> int:
     pid = read_pid(pid_file)
     if pid <= 0:
         return UNKNOWN
-    say_ready(address)
-    return end_as(wait(pid))
+    notify = say_ready(address)
+    status = wait(pid)
+    while notify is not None and any(fcntl.ioctl(notify, termios.TIOCOUTQ, b"1234")):
+        time.sleep(0.0005)
+    return end_as(status)
 
 
 def become(argv: list[str], environ: dict[bytes, bytes], mask: set[int]) -> "NoReturn":
@@ -60,10 +66,10 @@ def become(argv: list[str], environ: dict[bytes, bytes], mask: set[int]) -> "NoR
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def say_ready(address: bytes) -> None:
-    """READY=1 to a path or an abstract socket."""
+def say_ready(address: bytes) -> _socket.socket | None:
+    """READY=1 to a path or an abstract socket; the socket it was sent by."""
     if len(address) < 2:
-        return
+        return None
     if address.startswith(b"@"):
         address = b"\0" + address[1:]
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
@@ -71,6 +77,7 @@ def say_ready(address: bytes) -> None:
         sock.sendto(b"READY=1", address)
     except OSError:
         pass
+    return sock
 
 
 def read_pid(path: str) -> int:

@@ -51,6 +51,7 @@ class Room:
     notify: socket.socket
     env: dict[str, str]
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    inbox: list[bytes] = field(default_factory=list)
 
     def spawn(self, argv: list[str], stdout: int | None = None) -> subprocess.Popen[bytes]:
         """A process in a session of its own, which ends with the test."""
@@ -69,12 +70,28 @@ class Room:
         """The subreaper with a line of sh as the runtime."""
         return self.spawn([*self.program, "exec.pid", "/bin/sh", "-c", runtime], stdout)
 
-    def run(self, runtime: str) -> int:
-        return self.begin(runtime).wait(10)
+    def run(self, runtime: str, stdout: int | None = None) -> int:
+        """Its exit status; what it says is read meanwhile, as systemd does."""
+        process = self.begin(runtime, stdout)
+        self.listen(process)
+        return process.wait()
+
+    def listen(self, process: subprocess.Popen[bytes]) -> None:
+        """Read messages until the process has ended (it is not reaped)."""
+        end = os.pidfd_open(process.pid)
+        try:
+            while True:
+                found, _, _ = select.select([self.notify.fileno(), end], [], [], 10)
+                assert found, "it does not end"
+                if found == [end]:
+                    return
+                self.inbox.append(self.notify.recv(99))
+        finally:
+            os.close(end)
 
     def heard(self, timeout: float = 0) -> list[bytes]:
         """Every message so far, of which the first may take `timeout` seconds."""
-        found: list[bytes] = []
+        found, self.inbox = self.inbox, []
         while select.select([self.notify], [], [], 0 if found else timeout)[0]:
             found.append(self.notify.recv(99))
         return found
@@ -160,6 +177,7 @@ def test_it_ends_by_the_signal_that_ended_the_process_and_leaves_no_core(
     kill = f"import sys; {ended}; {kill}"
     line = f"ulimit -c 0; exec 9<>gate; {PYTHON} -ISc '{kill}' <gate 9>&- & printf %s $! >exec.pid"
     process = room.begin(line)
+    room.listen(process)
     end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert end is not None
     assert (end.si_code, end.si_status) == (os.CLD_KILLED, number)
@@ -196,7 +214,7 @@ def test_children_of_the_process_that_keep_its_streams_delay_nothing(room: Room)
     line = (
         "exec 9<>gate; sh -c 'exec <gate 9>&-; read x; sleep 60 & exit 3' & printf %s $! >exec.pid"
     )
-    assert room.begin(line, write).wait(10) == 3
+    assert room.run(line, write) == 3
     assert time.monotonic() - begin < 5
     os.close(read)
     os.close(write)
@@ -237,6 +255,22 @@ def test_ready_comes_once_from_the_main_process_when_the_pid_file_is_there(
     assert room.heard() == []
     if abstract:
         room.notify.close()
+
+
+def test_it_ends_when_systemd_has_read_ready(room: Room) -> None:
+    """Else systemd may find it dead before it looks for messages: a failed start."""
+    process = room.begin(FIRST % 7)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    assert room.heard() == [b"READY=1"]
+    assert process.wait(10) == 7
+
+
+def test_it_ends_when_nobody_can_read_ready_any_more(room: Room) -> None:
+    process = room.begin(FIRST % 7)
+    assert select.select([room.notify], [], [], 10)[0]
+    room.notify.close()
+    assert process.wait(10) == 7
 
 
 @pytest.mark.parametrize("address", [None, "", "@", "/nowhere/notify", "/" + "x" * 200])
