@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ MAIN_SOCKET = "sdshim.sock"
 MAIN_NAME = "listen"
 """FileDescriptorName= of the socket unit."""
 READY = "ready"
+CANNOT_S = 1.0
 FLUSH_S = 0.3
 """The next daemon waits for this one to end: spans of a dead collector must not hold it up."""
 
@@ -51,8 +53,14 @@ def serve(config: Config) -> int:
     """Run the daemon until SIGTERM or SIGINT."""
     journal.install(logging.getLevelNamesMapping()[config.log_level.upper()])
     tracer = tracer_from_env(os.environ, config.otlp_endpoint or None)
+    daemon = Daemon(config, tracer)
     try:
-        asyncio.run(Daemon(config, tracer).run())
+        asyncio.run(daemon.run())
+    except Exception:
+        if not daemon.ready:  # systemd starts the next one at once: it shall not eat a core
+            log.exception("cannot serve")
+            time.sleep(CANNOT_S)
+        raise
     finally:
         tracer.flush(FLUSH_S)
     return 0
@@ -67,6 +75,7 @@ class Daemon:
         self._run_dir = Path(config.run_dir)
         self._stop = asyncio.Event()
         self._keeper = FdStore()
+        self.ready = False
 
     async def run(self) -> None:
         """Take over, serve, stop."""
@@ -110,13 +119,14 @@ class Daemon:
             launcher=launcher_folder(),
             python=sys.executable,
         )
-        publisher = Publisher(self._run_dir / "e", self._keeper, self._tracer)
+        store = Store(self._run_dir / "t")
+        publisher = Publisher(self._run_dir / "e", self._keeper, self._tracer, store.reserve)
         node = Node(
             config=self._config,
             facts=facts,
             manager=manager,
-            runtime=OciRuntime(os.environ),
-            store=Store(self._run_dir / "t"),
+            runtime=OciRuntime(os.environ, self._config.runtime_timeout),
+            store=store,
             keeper=self._keeper,
             tracer=self._tracer,
             publisher=publisher,
@@ -149,7 +159,10 @@ class Daemon:
         folder = self._run_dir / "s"
         folder.mkdir(mode=0o700, exist_ok=True)
         for name in os.listdir(folder):  # noqa: PTH208 (one readdir of a handful of names)
-            await self._listen(name)
+            try:
+                await self._listen(name)
+            except OSError as error:  # no room: the next launcher asks for it again
+                log.error("no socket for containerd namespace %s: %s", name, error)
 
     async def _listen(self, namespace: str) -> str:
         """The address of a namespace's socket, made on first demand."""
@@ -160,7 +173,11 @@ class Daemon:
         return f"unix://{path}"
 
     def _say_ready(self) -> None:
-        (self._run_dir / READY).touch(mode=0o600)
+        self.ready = True
+        try:
+            (self._run_dir / READY).touch(mode=0o600)
+        except OSError as error:  # the launcher asks us then, which takes longer
+            log.error("%s: %s", self._run_dir / READY, error)
         self._keeper.notify(f"READY=1\n{self._status()}")
         log.info("serving %d containerd namespaces", len(self._server.namespaces) - 1)
 

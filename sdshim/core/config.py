@@ -27,6 +27,8 @@ class Config:
     """`systemctl stop` of a container: time between its stop signal and SIGKILL."""
     create_timeout: float = 300.0
     """Mounts and the OCI runtime's create together."""
+    runtime_timeout: float = 120.0
+    """What the OCI runtime may take for anything else; then it is killed."""
     logger_timeout: float = 30.0
     """How long a logger of a log URI may take to be ready."""
     otlp_endpoint: str = ""
@@ -66,7 +68,7 @@ def _check(values: dict[str, Any]) -> list[str]:
     ]
     faults += [
         f"{key} must be above 0, not {values[key]!r}"
-        for key in ("stop_timeout", "create_timeout", "logger_timeout")
+        for key in ("stop_timeout", "create_timeout", "runtime_timeout", "logger_timeout")
         if key in values and not values[key] > 0
     ]
     if values.get("log_level", "info") not in LEVELS:

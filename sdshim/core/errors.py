@@ -7,6 +7,7 @@ Foreign errors are turned into these once, at the door where they enter.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -117,3 +118,20 @@ class Canceled(ShimError):
     """The client has left; nothing was begun."""
 
     code = Code.CANCELED
+
+
+_SCARCE = {
+    errno.ENOSPC: ("no room on disk", "df -h /run; df -i /run; sdshim doctor"),
+    errno.EDQUOT: ("no room on disk", "df -h /run; df -i /run; sdshim doctor"),
+    errno.EMFILE: ("no descriptor is free", "LimitNOFILE= of sdshim.service; sdshim doctor"),
+    errno.ENFILE: ("no descriptor is free", "sysctl fs.file-max"),
+    errno.ENOMEM: ("no memory is free", "free; MemoryMax= of sdshim.service"),
+}
+
+
+def scarce(error: OSError) -> ResourceExhausted | None:
+    """What a system call that failed for want of something is for a client; None for all others."""
+    if error.errno not in _SCARCE:
+        return None
+    message, hint = _SCARCE[error.errno]
+    return ResourceExhausted(message, cause=str(error), hint=hint)

@@ -6,6 +6,7 @@ and judges by what systemd and the disk know (design 5).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import replace
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core import resources, spans, unitproperties
-from sdshim.core.errors import AlreadyExists, Canceled, ShimError, UnknownError
+from sdshim.core.errors import (
+    AlreadyExists,
+    Canceled,
+    ResourceExhausted,
+    ShimError,
+    UnknownError,
+    scarce,
+)
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
 from sdshim.core.names import TaskKey
@@ -69,7 +77,8 @@ async def create(node: Node, call: Call, request: pb.CreateTaskRequest) -> bytes
         except Exception as error:
             await _roll_back(node, task, foreign=isinstance(error, UnitExists))
             if isinstance(error, OSError):
-                raise UnknownError(f"cannot create {task.key}", cause=str(error)) from error
+                unknown = UnknownError(f"cannot create {task.key}", cause=str(error))
+                raise scarce(error) or unknown from error
             raise
 
 
@@ -93,7 +102,9 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
         await node.runtime.criu.check(me.runtime.criu_path, state_dir)
     node.store.write(task.record)
     await loggers.prepare(task)
+    node.runtime.prepare(state_dir)
     node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
+    (folder / bundle.DELETED).unlink(missing_ok=True)  # of a Create that has failed
     bundle.write(folder, bundle.TOKEN, me.token.encode())
     if me.owns_cgroup:
         bundle.set_cgroup(folder, planned.spec, me.cgroup)
@@ -160,7 +171,8 @@ async def _roll_back(node: Node, task: Task, *, foreign: bool = False) -> None:
             streams.release(node, task)
         else:
             await teardown.remove_all(node, task)
-        task.see(Seen.CREATE_FAILED)
+        with contextlib.suppress(ResourceExhausted):  # why it has failed: there is no record of it
+            task.see(Seen.CREATE_FAILED)
         bundle.write(Path(task.identity.bundle), bundle.DELETED, teardown.response(task))
     except (ShimError, OSError) as error:
         log.error("cannot undo a failed Create of %s: %s", task.key, error)

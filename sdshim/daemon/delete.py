@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core.errors import NotFound, UnknownError
+from sdshim.core.errors import NotFound, ResourceExhausted, UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
 from sdshim.daemon import execs, teardown, units
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from sdshim.daemon.node import Node
     from sdshim.daemon.process import Task
     from sdshim.ttrpc.server import Call
+
+log = logging.getLogger(__name__)
 
 CUT = {
     Phase.STARTING: Seen.START_FAILED,
@@ -95,8 +98,8 @@ def mark(task: Task, payload: bytes) -> None:
     """Tell the launcher's `delete`, which containerd runs next, that nothing is left to do."""
     try:
         bundle.write(Path(task.identity.bundle), bundle.DELETED, payload)
-    except NotFound:
-        return
+    except (NotFound, ResourceExhausted) as error:  # then it asks
+        log.debug("%s: %s", task, error)
 
 
 async def cleanup(node: Node, key: TaskKey, token: str) -> bytes:

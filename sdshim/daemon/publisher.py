@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from sdshim.core import spans
 from sdshim.core.errors import Code, DeadlineExceeded, ShimError, Unavailable
 from sdshim.core.outbox import Letter, Outbox
-from sdshim.host.store import replace as write_file
 from sdshim.pb import ttrpc_events_pb2 as pb
 from sdshim.ttrpc.client import Client
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from sdshim.core.spans import Tracer
     from sdshim.daemon.node import Keeper
     from sdshim.daemon.process import Process
+    from sdshim.host.reserve import Reserve
     from sdshim.ttrpc.frames import Response
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,9 @@ FD_PREFIX = "event."
 class Mailbox:
     """The events of one containerd, named by its ttrpc address."""
 
-    def __init__(self, address: str, folder: Path, keeper: Keeper, tracer: Tracer) -> None:
+    def __init__(
+        self, address: str, folder: Path, keeper: Keeper, tracer: Tracer, reserve: Reserve
+    ) -> None:
         self.address = address
         digest = hashlib.sha256(address.encode()).hexdigest()[:16]
         self.fd_name = FD_PREFIX + digest
@@ -57,6 +59,7 @@ class Mailbox:
         self._path = folder / f"{digest}.json"
         self._keeper = keeper
         self._tracer = tracer
+        self._reserve = reserve
         self._client: Client | None = None
         self._wake = asyncio.Event()
         self._doubt: tuple[int, int] | None = None
@@ -181,7 +184,7 @@ class Mailbox:
             "stream": stream,
         }
         try:
-            write_file(self._path, json.dumps(document).encode())
+            self._reserve.replace(self._path, json.dumps(document).encode())
         except ShimError as error:
             log.error("outbox: %s", error)
 
@@ -244,10 +247,11 @@ def _path(address: str) -> str:
 class Publisher:
     """The mailboxes of this node, and the sequence numbers of its events."""
 
-    def __init__(self, folder: Path, keeper: Keeper, tracer: Tracer) -> None:
+    def __init__(self, folder: Path, keeper: Keeper, tracer: Tracer, reserve: Reserve) -> None:
         self._folder = folder
         self._keeper = keeper
         self._tracer = tracer
+        self._reserve = reserve
         self._boxes: dict[str, Mailbox] = {}
         self._tasks: dict[str, Process] = {}
         self._seq = 0
@@ -303,7 +307,7 @@ class Publisher:
     def _box(self, address: str) -> Mailbox:
         box = self._boxes.get(address)
         if box is None:
-            box = Mailbox(address, self._folder, self._keeper, self._tracer)
+            box = Mailbox(address, self._folder, self._keeper, self._tracer, self._reserve)
             box.on_ack = self._acknowledged
             box.load()
             self.seen_seq(box.acked)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from sdshim.core.errors import UnknownError
+from sdshim.core.errors import DeadlineExceeded, UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
 from sdshim.daemon import limits, restore, timings
 from sdshim.pb import task_v2_pb2 as pb
-from sdshim.runtime.oci import wait_unlocked
 
 if TYPE_CHECKING:
     from sdshim.daemon.node import Node
     from sdshim.daemon.process import Task
     from sdshim.ttrpc.server import Call
+
+log = logging.getLogger(__name__)
 
 REFUSED = {
     Phase.RUNNING: "cannot start a running process",
@@ -44,7 +46,10 @@ async def _run(node: Node, call: Call, task: Task) -> bytes:
     try:
         with node.tracer.span("runc.start", timings.about(task)):
             await node.runtime.start(task.identity, node.store.folder(task.identity))
-    except Exception:
+    except Exception as error:
+        if isinstance(error, DeadlineExceeded) and not node.runtime.waits_for_start(task.identity):
+            log.warning("%s: %s; the container was let go before that", task, error)
+            return _started(node, call, task)
         task.see(Seen.START_FAILED)
         raise
     return _started(node, call, task)
@@ -60,7 +65,7 @@ def _started(node: Node, call: Call, task: Task) -> bytes:
 async def _resume(node: Node, call: Call, task: Task) -> bytes:
     """An earlier daemon was in the middle of `runc start`: take its lock first, then judge by the
     runtime's exec.fifo, which exists exactly while the container waits to be let go."""
-    await wait_unlocked(node.store.folder(task.identity))
+    await node.runtime.start_settled(node.store.folder(task.identity))
     if node.runtime.waits_for_start(task.identity):
         return await _run(node, call, task)
     return _started(node, call, task)

@@ -10,8 +10,10 @@ open calls and connections are copied to a new file which is renamed over the ol
 instant one complete log stands under the name. In memory there is an index only: where the records
 of open calls lie, and the last stream of each connection.
 
-When the disk is full `received` raises ResourceExhausted, so that no new work is begun, while the
-records that end work find room by compaction, or in a spare file which is given up for them.
+A full disk stops nothing at once: records go where room was reserved before, behind the end of the
+file, and when that is used up compaction goes into a spare file which has as much. So calls are
+taken and answered as ever (what they want to make will find no room). Only when not even that helps
+does `received` raise ResourceExhausted: what is left is for the records that end work.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from sdshim.core.errors import ResourceExhausted
+from sdshim.host import reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,7 +35,11 @@ if TYPE_CHECKING:
 
 MAGIC = b"sdshim call log 1\n"
 LIMIT = 4 << 20
-SPARE = 64 << 10
+AHEAD = 64 << 10
+"""Bytes of room reserved at a time, and in the spare file: some 200 calls from begin to end."""
+_ENDING = 4 << 10
+_ENDING_EACH = 128
+"""Bytes kept for the records that end work: for errors' texts, and for each open call."""
 
 _FRAME = struct.Struct("<II")  # length of the body, its CRC-32
 _KEY = struct.Struct("<BQI")  # kind, connection, stream
@@ -72,23 +79,26 @@ class CallLog:
         path: Path,
         *,
         limit: int = LIMIT,
-        spare: int = SPARE,
+        ahead: int = AHEAD,
         write: Callable[[int, bytes], int] = os.write,
+        set_aside: Callable[[int, int, int], None] = reserve.ahead,
     ) -> None:
         self._path = path
         self._spare_path = path.with_name(path.name + ".spare")
         self._limit = limit
-        self._spare = spare
+        self._ahead = ahead
         self._write = write
+        self._set_aside = set_aside
         self._serial = 0
         self._last: dict[int, int] = {}  # open connection → last stream received
         self._names: dict[int, str] = {}  # open connection → namespace
         self._open: dict[Key, list[tuple[int, int]]] = {}  # → its records: offset and length
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._size = self._load()
+        self._room = _room(self._fd)  # the offset up to which nothing can fail
         self._compact_at = max(limit, self._size)
+        self._base = 0  # size after the last compaction
         self.compact()
-        self._set_spare_aside()
 
     def next_serial(self) -> int:
         """A serial greater than all that were noted or handed out so far."""
@@ -186,27 +196,40 @@ class CallLog:
     def compact(self) -> bool:
         """Rewrite the log with what is still of use; False when there is no room to do so."""
         blob, moved = self._live()
-        new = self._path.with_name(self._path.name + ".new")
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = self._open_spare()
         try:
-            fd = os.open(new, flags, 0o600)
-        except OSError:
-            return False
-        try:
-            if self._write(fd, blob) != len(blob):
+            if fd < 0 or self._write(fd, blob) != len(blob):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            new.rename(self._path)
+            self._spare_path.rename(self._path)
         except OSError as error:
             _LOG.warning("call log: not compacted: %s", error)
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                new.unlink()
+            if fd >= 0:
+                os.close(fd)
             self._compact_at = self._size + self._limit
             return False
         os.close(self._fd)
         self._fd, self._size, self._open = fd, len(blob), moved
+        self._room = _room(fd)
+        self._base = len(blob)
         self._compact_at = max(self._limit, 2 * len(blob))
+        spare = self._open_spare()
+        if spare >= 0:
+            os.close(spare)
         return True
+
+    def _open_spare(self) -> int:
+        """The spare file, empty, with room reserved if there is any; -1 when there is none."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(self._spare_path, flags, 0o600)
+        except OSError:
+            return -1
+        if os.fstat(fd).st_size:  # of a compaction that was cut
+            os.ftruncate(fd, 0)
+        with contextlib.suppress(OSError):
+            if _room(fd) < self._ahead:
+                self._set_aside(fd, 0, self._ahead)
+        return fd
 
     def _live(self) -> tuple[bytes, dict[Key, list[tuple[int, int]]]]:
         """The contents of a compacted log, and where the open calls' records lie in it."""
@@ -289,29 +312,40 @@ class CallLog:
     def _append(self, body: bytes, *, essential: bool = True) -> tuple[int, int]:
         """Write one record, whole or not at all; return where it lies.
 
-        Without room, an essential record costs the spare file, and if even that does not help it
-        is lost with a line in the journal: the work itself must not stop for it.
+        Without room an essential record is lost with a line in the journal: the work itself must
+        not stop for it.
         """
         record = _record(body)
+        need = len(record)
+        if not essential:
+            need += _ENDING + _ENDING_EACH * len(self._open)
+        if not self._has_room(need) and not essential:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         try:
             return self._put(record)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not essential or error.errno not in reserve.FULL:
                 raise
-            try:
-                if self.compact():
-                    return self._put(record)
-                raise
-            except OSError:
-                if not essential:
-                    raise
-        with contextlib.suppress(OSError):
-            self._spare_path.unlink()
-        try:
-            return self._put(record)
-        except OSError as error:
             _LOG.error("call log: record lost: %s", error)
             return self._size, 0
+
+    def _has_room(self, need: int) -> bool:
+        """Whether so many bytes can surely be written, if need be after a compaction."""
+        if self._size + need <= self._room or self._extend(need):
+            return True
+        if self._size < self._base + self._ahead // 4 or not self.compact():
+            return False
+        return self._size + need <= self._room or self._extend(need)
+
+    def _extend(self, need: int) -> bool:
+        end = max(self._room, self._size)
+        size = max(self._ahead, self._size + need - end)
+        try:
+            self._set_aside(self._fd, end, size)
+        except OSError:
+            return False
+        self._room = end + size
+        return True
 
     def _put(self, record: bytes) -> tuple[int, int]:
         written = self._write(self._fd, record)
@@ -323,13 +357,14 @@ class CallLog:
         return where
 
     def _compact_if_due(self) -> None:
-        if self._size > self._compact_at and self.compact():
-            self._set_spare_aside()
+        if self._size > self._compact_at:
+            self.compact()
 
-    def _set_spare_aside(self) -> None:
-        with contextlib.suppress(OSError):
-            if not self._spare_path.exists():
-                self._spare_path.write_bytes(bytes(self._spare))
+
+def _room(fd: int) -> int:
+    """Up to which offset a file has its room already."""
+    facts = os.fstat(fd)
+    return max(facts.st_size, facts.st_blocks * 512)
 
 
 def _record(body: bytes) -> bytes:

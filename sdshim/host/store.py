@@ -1,20 +1,20 @@
 """State on disk: one folder per task incarnation, /run/sdshim/t/<ns>/<id>/<token>/.
 
-`task.json` is the record (core/record.py), replaced atomically; beside it lie the files of the
-unit (init.pid, exit, stderr, runtime.log). /run is a tmpfs: it outlives every death but the
-machine's, so nothing is fsynced.
+`task.json` is the record (core/record.py), replaced atomically, on a full disk too (reserve.py);
+beside it lie the files of the unit (init.pid, exit, stderr, runtime.log). /run is a tmpfs: it
+outlives every death but the machine's, so nothing is fsynced.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdshim.core import exitrecord, record
-from sdshim.core.errors import ResourceExhausted, ShimError
+from sdshim.core.errors import ShimError
+from sdshim.host.reserve import Reserve, no_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +54,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.reserve = Reserve(root.with_name("reserve"))
 
     def folder(self, me: Identity) -> Path:
         """Where the incarnation's files are."""
@@ -71,7 +72,7 @@ class Store:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise _no_room(folder, error) from error
+            raise no_room(folder, error) from error
         return folder
 
     def write(self, entry: Record) -> None:
@@ -80,8 +81,7 @@ class Store:
 
     def put(self, me: Identity, name: str, data: bytes) -> None:
         """Write one file of the incarnation atomically."""
-        path = self.folder(me) / name
-        replace(path, data)
+        self.reserve.replace(self.folder(me) / name, data)
 
     def rewind(self, me: Identity) -> None:
         """Forget a run that came to nothing: it may be started again."""
@@ -157,23 +157,3 @@ def read_text(path: Path) -> str:
             return file.read(16 << 10).decode(errors="replace").strip()
     except OSError:
         return ""
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write a file atomically, owner only. Raises ResourceExhausted when there is no room."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(fd, data)
-        finally:
-            os.close(fd)
-        temporary.replace(path)
-    except OSError as error:
-        raise _no_room(path, error) from error
-
-
-def _no_room(path: Path, error: OSError) -> ResourceExhausted:
-    return ResourceExhausted(
-        f"cannot write state {path}", cause=str(error), hint="df -h /run; df -i /run; sdshim doctor"
-    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core import criu
-from sdshim.core.errors import FailedPrecondition, NotFound, ResourceExhausted
+from sdshim.core.errors import DeadlineExceeded, FailedPrecondition, NotFound, ResourceExhausted
 from sdshim.runtime import process
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ _BIN = "bin"
 class Criu:
     """Asks criu about itself; holds no state but the environment it is run with."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], seconds: float) -> None:
         self._environment = environment
+        self._seconds = seconds
 
     async def check(self, path: str, folder: Path) -> None:
         """Whether the criu at `path` (empty: the one in PATH) works on this machine; its output
@@ -35,7 +36,7 @@ class Criu:
         it cannot work here."""
         found = await self.version(path, folder)
         output = folder / OUTPUT
-        if await process.run([_find(path), "check"], self._environment, output):
+        if await self._run([_find(path), "check"], output):
             raise FailedPrecondition(
                 f"criu {_dotted(found)} does not work on this machine",
                 cause=criu.errors(_text(output)),
@@ -45,7 +46,7 @@ class Criu:
     async def version(self, path: str, folder: Path) -> tuple[int, int]:
         """Its version. Raises FailedPrecondition when it is missing or too old."""
         binary, output = _find(path), folder / OUTPUT
-        await process.run([binary, "--version"], self._environment, output)
+        await self._run([binary, "--version"], output)
         found = criu.version(_text(output))
         if found is None:
             raise FailedPrecondition(f"{binary} is not criu", cause=_text(output)[:200].strip())
@@ -54,6 +55,13 @@ class Criu:
                 f"criu {_dotted(found)} is too old: {_dotted(criu.MINIMUM)} or newer is needed"
             )
         return found
+
+    async def _run(self, argv: list[str], output: Path) -> int:
+        try:
+            return await process.run(argv, self._environment, output, seconds=self._seconds)
+        except TimeoutError:
+            text = f"{' '.join(argv)} did not end within {self._seconds:g} s and was killed"
+            raise DeadlineExceeded(text) from None
 
     def environment(self, path: str, folder: Path, config: str) -> tuple[str, ...]:
         """What the environment of an OCI runtime needs (`NAME=value`) to run the criu at `path`

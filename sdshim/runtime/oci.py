@@ -1,4 +1,8 @@
-"""The door to the OCI runtime for one task: start and delete, with their failures explained."""
+"""The door to the OCI runtime for one task: start and delete, with their failures explained.
+
+A command that does not come back costs its own task only: it is killed after `seconds`, and so is
+one that an earlier daemon has left, found by the lock that it holds.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core.errors import NotFound, ShimError, UnknownError
+from sdshim.core.errors import DeadlineExceeded, NotFound, ShimError, Unavailable, UnknownError
 from sdshim.runtime import commands, process
 from sdshim.runtime.criu import Criu
 
@@ -22,14 +28,25 @@ if TYPE_CHECKING:
 START_LOCK = "start.lock"
 LOCK = "runtime.lock"
 """Of pause, resume and update."""
+POLL_S = (0.002, 0.05)
+"""Shortest and longest pause between two looks at a lock: flock(2) could not be given up."""
+OUTPUT = "runtime.out"
 
 
 class OciRuntime:
     """Runs the OCI runtime for tasks; holds no state of its own."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], seconds: float) -> None:
+        """`seconds`: what one command may take."""
         self._environment = process.clean_environment(environment)
-        self.criu = Criu(self._environment)
+        self._seconds = seconds
+        self.criu = Criu(self._environment, seconds)
+
+    def prepare(self, state_dir: Path) -> None:
+        """Make what `start` and `delete` will write to: the container must be able to go when no
+        inode is left. Raises OSError."""
+        for name in (commands.LOG, OUTPUT, START_LOCK):
+            (state_dir / name).touch(mode=0o600)
 
     def create_argv(self, me: Identity, state_dir: Path, console: str = "") -> list[str]:
         """What the unit's ExecStart runs. Raises UnknownError for an unknown runtime."""
@@ -84,7 +101,11 @@ class OciRuntime:
 
     async def settled(self, state_dir: Path) -> None:
         """Wait for the `pause`, `resume` or `update` that an earlier daemon has begun."""
-        await wait_unlocked(state_dir, LOCK)
+        await self._wait_unlocked(state_dir, LOCK)
+
+    async def start_settled(self, state_dir: Path) -> None:
+        """The same for a `start`."""
+        await self._wait_unlocked(state_dir, START_LOCK)
 
     async def delete(self, me: Identity, state_dir: Path, *, force: bool = False) -> None:
         """`delete`; a container that the runtime does not know counts as deleted.
@@ -139,38 +160,83 @@ class OciRuntime:
         lock: int | None = None,
         stdin: Path = process.NO_INPUT,
     ) -> None:
-        log = state_dir / commands.LOG
-        log.unlink(missing_ok=True)
-        output = state_dir / "runtime.out"
-        status = await process.run(argv, self._environment, output, lock_fd=lock, stdin=stdin)
+        log, output = state_dir / commands.LOG, state_dir / OUTPUT
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(log, 0)
+        try:
+            status = await process.run(
+                argv,
+                self._environment,
+                output,
+                seconds=self._seconds,
+                lock_fd=lock,
+                stdin=stdin,
+            )
+        except TimeoutError:
+            raise self._hangs(prefix, argv[0]) from None
         if status:
             text = commands.error_text(_tail(log), _tail(output))
             detail = text or f"{argv[0]} did not terminate successfully: exit status {status}"
             raise UnknownError(f"{prefix}: {detail}")
 
+    def _hangs(self, prefix: str, binary: str) -> DeadlineExceeded:
+        text = f"{prefix}: {binary} did not end within {self._seconds:g} s and was killed"
+        return DeadlineExceeded(text, hint="runtime_timeout in sdshim's configuration; its hooks")
+
+    async def _wait_unlocked(self, state_dir: Path, name: str) -> None:
+        """Wait until a command begun by an earlier daemon has ended (its lock is gone); kill it
+        when its time is up."""
+        path = state_dir / name
+        until = time.monotonic() + self._seconds
+        pause, killed = POLL_S[0], False
+        while _is_locked(path):
+            if time.monotonic() > until:
+                if killed:
+                    text = f"what holds {path} cannot be killed"
+                    raise Unavailable(text, hint=f"fuser -v {path}")
+                _kill_holders(path)
+                until, killed = time.monotonic() + process.DYING_S, True
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, POLL_S[1])
+
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """A lock for a command to inherit: it is held until the command has ended."""
+    """A lock for a command to inherit: it is held until the command has ended. Raises Unavailable
+    when an earlier one holds it, which was killed and hangs in the kernel."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = "an earlier command of the OCI runtime for this container has not ended"
+            raise Unavailable(text, hint=f"fuser -v {path}") from None
         yield lock
     finally:
         os.close(lock)
 
 
-async def wait_unlocked(state_dir: Path, name: str = START_LOCK) -> None:
-    """Wait until a command begun by an earlier daemon has ended (its lock is gone)."""
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
-    def wait() -> None:
-        fd = os.open(state_dir / name, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        finally:
-            os.close(fd)
 
-    await asyncio.to_thread(wait)
+def _kill_holders(path: Path) -> None:
+    """SIGKILL to the processes that have inherited the lock: nobody else has it at that number."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and entry.name != str(os.getpid()):
+            with contextlib.suppress(OSError):
+                if (entry / "fd" / str(process.LOCK_FD)).readlink() == path:
+                    os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _tail(path: Path, limit: int = 64 << 10) -> str:

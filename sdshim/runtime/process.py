@@ -9,12 +9,14 @@ inherited by it tells the next daemon when that is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core.errors import NotFound, Unavailable
+from sdshim.core.errors import NotFound, Unavailable, scarce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 LOCK_FD = 3
 """Where the inherited lock sits in the child."""
 NO_INPUT = Path("/dev/null")
+DYING_S = 2.0
+"""What a killed process may take to be gone."""
+POLL_S = 0.05
 
 
 def find(binary: str, what: str = "OCI runtime") -> str:
@@ -63,13 +68,15 @@ async def run(
     environment: Mapping[str, str],
     output: Path,
     *,
+    seconds: float,
     lock_fd: int | None = None,
     stdin: Path = NO_INPUT,
 ) -> int:
     """Run `argv` to its end; its output replaces what `output` held. Returns the exit status,
     128+signal when it was killed. Cancelling stops the wait, never the child.
 
-    Raises Unavailable when the child cannot be started (no memory, no descriptors).
+    Raises TimeoutError when it has not ended after `seconds`: it and its process group have got
+    SIGKILL then. Raises ResourceExhausted or Unavailable when the child cannot be started.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
@@ -80,17 +87,29 @@ async def run(
     if lock_fd is not None:
         actions.append((os.POSIX_SPAWN_DUP2, lock_fd, LOCK_FD))
     try:
-        pid = os.posix_spawn(  # noqa: ASYNC221 (returns at exec, the wait is on a pidfd)
+        pid = os.posix_spawn(  # noqa: ASYNC221 (returns at exec, the wait is bounded below)
             argv[0], argv, dict(environment), file_actions=actions, setpgroup=0
         )
-        pidfd = os.pidfd_open(pid)
     except OSError as error:
-        raise Unavailable(f"cannot run {argv[0]}", cause=str(error)) from error
-    return await _wait(pidfd)
+        raise scarce(error) or Unavailable(f"cannot run {argv[0]}", cause=str(error)) from error
+    status = asyncio.ensure_future(_wait(pid))
+    done, _ = await asyncio.wait([status], timeout=seconds)
+    if not done:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        await asyncio.wait([status], timeout=DYING_S)  # longer: it hangs in the kernel
+        raise TimeoutError
+    return status.result()
 
 
-async def _wait(pidfd: int) -> int:
-    """Wait for a child by its pidfd, and reap it."""
+async def _wait(pid: int) -> int:
+    """Wait for a child, and reap it."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:  # no descriptor is free
+        while not (found := os.waitpid(pid, os.WNOHANG))[0]:  # noqa: ASYNC110, ASYNC222
+            await asyncio.sleep(POLL_S)  # (there is nothing that could be awaited)
+        return _status(os.WIFEXITED(found[1]), os.waitstatus_to_exitcode(found[1]))
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
 
@@ -98,10 +117,13 @@ async def _wait(pidfd: int) -> int:
         loop.remove_reader(pidfd)
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         os.close(pidfd)
-        if result is None or ended.done():
-            return
-        killed = result.si_code != os.CLD_EXITED
-        ended.set_result(result.si_status + (128 if killed else 0))
+        if result is not None and not ended.done():
+            ended.set_result(_status(result.si_code == os.CLD_EXITED, result.si_status))
 
     loop.add_reader(pidfd, reap)
     return await ended
+
+
+def _status(exited: bool, number: int) -> int:
+    """The exit status as a shell has it, of a status or a signal."""
+    return number if exited else 128 + abs(number)

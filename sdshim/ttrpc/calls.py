@@ -17,7 +17,7 @@ import logging
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
-from sdshim.core.errors import Code, ShimError
+from sdshim.core.errors import Code, ShimError, scarce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,6 +119,8 @@ def clip(text: str) -> str:
 
 def reply_for(error: BaseException) -> Reply:
     """The answer that an exception of a handler becomes; surprises are logged with their trace."""
+    if isinstance(error, OSError):
+        error = scarce(error) or error
     if isinstance(error, ShimError):
         return Reply(int(error.code), clip(str(error)), b"")
     _LOG.error("ttrpc: internal error", exc_info=error)

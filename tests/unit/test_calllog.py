@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sdshim.core.errors import ResourceExhausted
-from sdshim.host.calllog import MAGIC, CallLog
+from sdshim.host import reserve
+from sdshim.host.calllog import AHEAD, MAGIC, CallLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,98 +206,115 @@ def test_what_is_open_beyond_the_limit_is_not_copied_over_and_over(path: Path) -
 def test_a_death_within_compaction_leaves_the_old_log(path: Path, leftover: bytes) -> None:
     log = CallLog(path)
     receive(log, 1, 1)
-    path.with_name("calls.new").write_bytes(leftover)
+    path.with_name("calls.spare").write_bytes(leftover)
     log = again(log, path)
     assert len(log.open_calls()) == 1
     log.close()
 
 
 class Disk:
-    """A disk with so many bytes left; a write beyond takes what fits, as tmpfs does."""
+    """A disk with so many bytes left for what has no room of its own; a write beyond takes what
+    fits, as tmpfs does."""
 
     def __init__(self, room: int) -> None:
         self.room = room
 
-    def write(self, fd: int, data: bytes) -> int:
-        if self.room <= 0:
+    @property
+    def hooks(self) -> dict[str, Any]:
+        return {"write": self.write, "set_aside": self.set_aside}
+
+    def set_aside(self, fd: int, offset: int, size: int) -> None:
+        if size > self.room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fits = min(self.room, len(data))
-        self.room -= fits
+        self.room -= size
+        reserve.ahead(fd, offset, size)
+
+    def write(self, fd: int, data: bytes) -> int:
+        facts = os.fstat(fd)
+        free = max(0, facts.st_blocks * 512 - facts.st_size)
+        if not free and self.room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fits = min(free + self.room, len(data))
+        self.room -= max(0, fits - free)
         return os.write(fd, data[:fits])
 
 
-def test_a_full_disk_refuses_new_calls_and_nothing_half_is_left(path: Path) -> None:
+def _lives(log: CallLog, count: int) -> int:
+    """Calls that are taken, answered and over, one after the other; how many before a refusal."""
+    for number in range(count):
+        try:
+            receive(log, 1, log.last_stream(1) + 2)
+        except ResourceExhausted:
+            return number
+        log.done((1, log.last_stream(1)), (0, "", b"x"))
+        log.sent((1, log.last_stream(1)))
+    return count
+
+
+def test_on_a_full_disk_calls_go_on_for_ever_in_the_room_that_was_set_aside(path: Path) -> None:
     disk = Disk(1 << 20)
-    log = CallLog(path, write=disk.write)
+    log = CallLog(path, **disk.hooks)
     log.opened(1, "ns")
     receive(log, 1, 1)
-    for room in (0, 1, 30):
-        disk.room = room
-        with pytest.raises(ResourceExhausted, match="No space left"):
-            receive(log, 1, 3)
-        assert log.last_stream(1) == 1
-    disk.room = 1 << 20
-    receive(log, 1, 3)
+    disk.room = 0
+    for _ in range(5):
+        assert _lives(log, 100) == 100
+        disk.room = AHEAD  # what the old file gave up goes into the next spare file
+        log.compact()
+        disk.room = 0
+    assert [call.key for call in log.open_calls()] == [(1, 1)]
     log = again(log, path)
-    assert [call.key for call in log.open_calls()] == [(1, 1), (1, 3)]
+    assert [call.key for call in log.open_calls()] == [(1, 1)]
     log.close()
 
 
-def test_on_a_full_disk_old_records_make_room_for_new_ones(path: Path) -> None:
-    refused = 0
-
-    def write(fd: int, data: bytes) -> int:
-        """No room for the log as it is, but for a small new one."""
-        nonlocal refused
-        if os.fstat(fd).st_size > 10_000:
-            refused += 1
-            raise OSError(errno.ENOSPC, "full")
-        return os.write(fd, data)
-
-    log = CallLog(path)
-    for stream in range(1, 100, 2):
-        receive(log, 1, stream, bytes(1000))
+def test_when_nothing_is_left_new_calls_are_refused_and_the_open_ones_end(path: Path) -> None:
+    disk = Disk(1 << 20)
+    log = CallLog(path, **disk.hooks)
+    log.opened(1, "ns")
+    for stream in range(1, 101, 2):
+        receive(log, 1, stream)
+    disk.room = 0
+    taken = 101
+    with pytest.raises(ResourceExhausted, match="No space left"):
+        for _ in range(10_000):
+            receive(log, 1, taken)
+            taken += 2
+    assert log.last_stream(1) == taken - 2
+    for stream in range(1, taken, 2):
+        log.done((1, stream), (0, "", b"x" * 50))
         log.sent((1, stream))
-    assert path.stat().st_size > 10_000
-    log._write = write
-    receive(log, 1, 103)
-    assert refused == 1
-    assert path.stat().st_size < 10_000
-    assert [call.key for call in log.open_calls()] == [(1, 103)]
-    log.close()
-
-
-def test_the_spare_file_lets_work_end_on_a_full_disk(path: Path) -> None:
-    spare = path.with_name("calls.spare")
-
-    def write(fd: int, data: bytes) -> int:
-        if full and spare.exists():
-            raise OSError(errno.ENOSPC, "full")
-        return os.write(fd, data)
-
-    full = False
-    log = CallLog(path, write=write)
-    receive(log, 1, 1)
-    assert spare.stat().st_size > 0
-    full = True
-    with pytest.raises(ResourceExhausted):
-        receive(log, 1, 3)
-    log.done((1, 1), (0, "", b"x"))
-    log.sent((1, 1))
-    full = False
     log = again(log, path)
     assert not log.open_calls()
-    assert spare.exists()
+    log.close()
+
+
+def test_a_large_request_finds_no_room_and_leaves_what_there_is(path: Path) -> None:
+    disk = Disk(1 << 20)
+    log = CallLog(path, **disk.hooks)
+    log.opened(1, "ns")
+    disk.room = 1000
+    with pytest.raises(ResourceExhausted, match="No space left"):
+        receive(log, 1, 1, bytes(AHEAD))
+    assert log.last_stream(1) == 0
+    receive(log, 1, 1)
+    disk.room = 1 << 20
+    receive(log, 1, 3, bytes(AHEAD))
+    log = again(log, path)
+    assert [call.key for call in log.open_calls()] == [(1, 1), (1, 3)]
     log.close()
 
 
 def test_a_record_that_cannot_be_written_at_all_stops_nothing(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    disk = Disk(1 << 20)
-    log = CallLog(path, write=disk.write)
+    log = CallLog(path)
     receive(log, 1, 1)
-    disk.room = 0
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    log._write = full
     log.done((1, 1), (0, "", b"x"))
     assert [call.reply for call in log.open_calls()] == [None]
     log.sent((1, 1))

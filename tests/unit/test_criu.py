@@ -177,7 +177,7 @@ def test_the_options_message_is_read_by_both_of_its_names(kind: str) -> None:
 
 
 def test_a_named_criu_is_the_first_in_the_runtimes_path(tmp_path: Path) -> None:
-    made = Criu({"PATH": "/usr/bin"}).environment("/opt/criu-5", tmp_path, "external x\n")
+    made = Criu({"PATH": "/usr/bin"}, 5).environment("/opt/criu-5", tmp_path, "external x\n")
     variables = dict(one.split("=", 1) for one in made)
     first, rest = variables["PATH"].split(":", 1)
     assert (tmp_path / "bin/criu").readlink().as_posix() == "/opt/criu-5"
@@ -185,4 +185,4 @@ def test_a_named_criu_is_the_first_in_the_runtimes_path(tmp_path: Path) -> None:
     config = tmp_path / "criu.conf"
     assert variables["CRIU_CONFIG_FILE"] == str(config)
     assert config.read_text() == "external x\n"
-    assert "PATH" not in str(Criu({}).environment("", tmp_path, ""))
+    assert "PATH" not in str(Criu({}, 5).environment("", tmp_path, ""))
