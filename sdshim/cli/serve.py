@@ -14,11 +14,13 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.api import control
 from sdshim.api.dispatch import Dispatcher
+from sdshim.core.names import DAEMON_UNIT
 from sdshim.core.unitspec import HostFacts
 from sdshim.daemon import recovery
 from sdshim.daemon.node import Node
@@ -82,11 +84,12 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        taken = self._keeper.take()
+        taken = self._keeper.take(other=MAIN_NAME)
         bus = Bus()
         await bus.connect()
         manager = Manager(bus)
         await manager.start()
+        self._keeper.ask_most = partial(_store_max, manager)
         node = await self._node(manager)
         self._dispatcher = Dispatcher(node, self._listen)
         self._call_log = CallLog(self._run_dir / "calls")
@@ -192,6 +195,12 @@ class Daemon:
         while interval:
             self._keeper.notify("WATCHDOG=1")
             await asyncio.sleep(interval)
+
+
+async def _store_max(manager: Manager) -> int:
+    """How many descriptors systemd keeps for us at most."""
+    value = await manager.get_unit_property(DAEMON_UNIT, "Service", "FileDescriptorStoreMax")
+    return int(str(value))
 
 
 def launcher_folder() -> str:

@@ -19,6 +19,7 @@ PREFIX = "sdshim-"
 SUFFIX = ".service"
 LOG = "log"
 ROOT_SLICE = "sdshim.slice"
+DAEMON_UNIT = "sdshim.service"
 MAX_ID = 76
 
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")

@@ -12,8 +12,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from sdshim.core import exitrecord, spans
-from sdshim.core.errors import ShimError
+from sdshim.core import exitrecord, names, spans
+from sdshim.core.errors import ShimError, scarce
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
 from sdshim.daemon import limits, oom, pause, stats, terminals, timings
@@ -22,12 +22,15 @@ from sdshim.host import cgroup
 from sdshim.host.process import Watched
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sdshim.daemon.node import Node
     from sdshim.daemon.process import Process
 
 log = logging.getLogger(__name__)
 
 
+WATCH_AGAIN_S = 0.5
 EXECS_END_S = 10.0
 """What the execs of a dead container may take to end: systemd kills them with the unit."""
 
@@ -41,10 +44,39 @@ def watch(node: Node, process: Process) -> None:
 
     if isinstance(process, Task):
         oom.watch(node, process)
+    _watch(node, process, fire)
+
+
+def _watch(node: Node, process: Process, fire: Callable[[], None]) -> None:
     try:
         process.watched = Watched(node.store.main_pid(process.identity), fire)
     except ProcessLookupError:
         fire()
+    except OSError as error:
+        if not scarce(error):
+            raise
+        log.error("the end of %s will be noticed late: %s", process, error)
+        node.spawn(_watch_later(node, process, fire), f"watch of {process}")
+
+
+async def _watch_later(node: Node, process: Process, fire: Callable[[], None]) -> None:
+    """No descriptor was free for its pidfd: look until one is."""
+    await asyncio.sleep(WATCH_AGAIN_S)
+    try:
+        alive = is_ours(process, node.store.main_pid(process.identity))
+    except OSError:
+        alive = True
+    if alive:
+        _watch(node, process, fire)
+    else:
+        fire()
+
+
+def is_ours(process: Process, pid: int) -> bool:
+    """True when the main process still is the unit's: its cgroup says so, never the pid alone."""
+    me = process.identity
+    unit = names.unit_cgroup(me.slice, me.unit)
+    return bool(pid) and (cgroup.holds(unit, pid) or cgroup.holds(me.cgroup, pid))
 
 
 async def ended(node: Node, task: Process) -> None:

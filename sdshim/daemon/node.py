@@ -33,6 +33,9 @@ class Keeper(Protocol):
     def keep(self, name: str, *fds: int, poll: bool = True) -> Awaitable[None]:
         """Store descriptors now; the result is ready when systemd surely has them."""
 
+    async def demand(self, more: int) -> None:
+        """Raise ResourceExhausted when the store has no room for so many of new work."""
+
     def remove(self, name: str) -> None:
         """Take descriptors out of the store."""
 

@@ -189,12 +189,14 @@ class Mailbox:
             log.error("outbox: %s", error)
 
     async def _dial(self) -> Client:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.setblocking(False)
         try:
-            await asyncio.get_running_loop().sock_connect(sock, _path(self.address))
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, _path(self.address))
+            except OSError:
+                sock.close()
+                raise
         except OSError as error:
-            sock.close()
             raise Unavailable(f"containerd at {self.address}", cause=str(error)) from error
         self._keeper.remove(self.fd_name)
         await self._keeper.keep(self.fd_name, sock.fileno())

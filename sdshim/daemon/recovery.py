@@ -18,7 +18,6 @@ from sdshim.core.lifecycle import Phase
 from sdshim.daemon import exits, limits, loggers, pause, streams, terminals
 from sdshim.daemon.delete import discard
 from sdshim.daemon.process import Exec, Task
-from sdshim.host import cgroup
 from sdshim.host.store import Broken
 from sdshim.systemd.errors import NoSuchUnit
 
@@ -118,7 +117,7 @@ async def _adopt(node: Node, task: Process) -> None:
         return
     if not task.pid:  # a container that is not restored yet
         return
-    if _is_ours(node, task):
+    if exits.is_ours(task, node.store.main_pid(task.identity)):
         exits.watch(node, task)
         if isinstance(task, Task) and task.phase not in (Phase.CREATED, Phase.STARTING):
             node.spawn(limits.settle(node, task), f"limits of {task}")
@@ -126,11 +125,3 @@ async def _adopt(node: Node, task: Process) -> None:
                 pause.stand_by(node, task)
     else:
         node.spawn(exits.ended(node, task), f"exit of {task}")
-
-
-def _is_ours(node: Node, process: Process) -> bool:
-    """True when the main process still is the unit's: its cgroup says so, never the pid alone."""
-    me = process.identity
-    pid = node.store.main_pid(me)
-    unit = names.unit_cgroup(me.slice, me.unit)
-    return bool(pid) and (cgroup.holds(unit, pid) or cgroup.holds(me.cgroup, pid))

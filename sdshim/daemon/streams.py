@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sdshim.core import loguri
+from sdshim.host import descriptors
 from sdshim.stdio import console as terminal
 from sdshim.stdio import fifo, logger, ownership
 
@@ -52,7 +53,8 @@ def console(node: Node, task: Process) -> str:
 async def hold(node: Node, task: Process) -> None:
     """Open our ends and have systemd keep them, before the unit (and its logger's) starts.
 
-    Ends that came back from the fd store are kept as they are.
+    Ends that came back from the fd store are kept as they are. Raises ResourceExhausted when new
+    ones are more than there is room for.
     """
     me, held, folder = task.identity, task.held, node.store.folder(task.identity)
     stdio = loguri.process_side(me.stdio, str(folder))
@@ -64,6 +66,8 @@ async def hold(node: Node, task: Process) -> None:
     else:
         fresh += fifo.hold(held, stdio)
         ownership.give(held, me.runtime.io_uid, me.runtime.io_gid)
+    descriptors.demand(0)
+    await node.keeper.demand(len(fresh))
     # FDPOLL=0: systemd would drop a FIFO whose peer hangs up (units 7).
     kept = [node.keeper.keep(fd_name(task, s), held.ends[s], poll=False) for s in fresh]
     for one in kept:

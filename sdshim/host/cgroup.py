@@ -72,10 +72,11 @@ def memory_used(cgroup: str, root: Path = CGROUP_ROOT) -> int | None:
 
 
 def holds(cgroup: str, pid: int) -> bool:
-    """Whether a process is in a cgroup or below it, in any hierarchy."""
+    """Whether a process is in a cgroup or below it, in any hierarchy. Raises OSError when that
+    cannot be told (no descriptor is free)."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     paths = (line.split(":", 2)[2] for line in lines)
     return any(path == cgroup or path.startswith(f"{cgroup}/") for path in paths)

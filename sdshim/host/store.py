@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdshim.core import exitrecord, record
-from sdshim.core.errors import ShimError
+from sdshim.core.errors import ShimError, scarce
 from sdshim.host.reserve import Reserve, no_room
 
 if TYPE_CHECKING:
@@ -126,7 +126,9 @@ class Store:
             text = path.read_text(errors="replace")
             found = exitrecord.parse_record(text)
             return (found, found.exit_status(path.stat().st_mtime_ns)) if found else None
-        except OSError:
+        except OSError as error:
+            if scarce(error):  # it may be there
+                raise
             return None
 
     def was_cleaned(self, me: Identity) -> bool:
@@ -151,9 +153,12 @@ class Store:
 
 
 def read_text(path: Path) -> str:
-    """The first 16 KiB of a file; empty when it is missing."""
+    """The first 16 KiB of a file; empty when it is missing. Raises OSError when that cannot be told
+    for want of descriptors."""
     try:
         with path.open("rb") as file:
             return file.read(16 << 10).decode(errors="replace").strip()
-    except OSError:
+    except OSError as error:
+        if scarce(error):
+            raise
         return ""

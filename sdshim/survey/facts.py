@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sdshim.survey.node import Kind
     from sdshim.systemd.questions import Questions
 
-SERVICE, SOCKET = "sdshim.service", "sdshim.socket"
+SERVICE, SOCKET = names.DAEMON_UNIT, "sdshim.socket"
 CONTROL = "sdshim.v1.Control"
 TOKEN = "SDSHIM_TOKEN="
 ANSWER_S = 3.0

@@ -9,6 +9,9 @@ once and returns an awaitable for that moment, a BARRIER=1 that follows. All `ke
 turn of the loop share one barrier. A manager that does not answer (it may be re-executing itself)
 costs a warning, not the service.
 
+Beyond FileDescriptorStoreMax= the manager closes what it is given and says so to nobody. So what is
+in the store is counted here, and `demand` refuses new work before it is full.
+
 Without $NOTIFY_SOCKET everything here does nothing, at once: tests, or a daemon by hand.
 """
 
@@ -24,8 +27,11 @@ from array import array
 from collections import deque
 from typing import TYPE_CHECKING
 
+from sdshim.core import headroom
+from sdshim.core.errors import ResourceExhausted
+
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Awaitable, Callable, MutableMapping
 
 FIRST_FD = 3
 MAX_FDS = 253  # the kernel's limit of one message
@@ -44,6 +50,11 @@ class FdStore:
         self._timeout = timeout
         self._backlog: deque[tuple[bytes, list[int], int]] = deque()
         self._expecting: list[asyncio.Future[None]] = []  # waiting for the barrier to be sent next
+        self._stored: dict[str, int] = {}  # name → descriptors
+        self._most = 0  # FileDescriptorStoreMax=, 0 when it is not known
+        self._tight = False
+        self.ask_most: Callable[[], Awaitable[int]] | None = None
+        """Set by the wiring: the manager's word on FileDescriptorStoreMax= as it is now."""
         self._barriers: dict[int, tuple[list[asyncio.Future[None]], asyncio.TimerHandle]] = {}
         # Taken out of the environment: a child of ours must not speak in our name.
         address = self._environ.pop("NOTIFY_SOCKET", "")
@@ -59,8 +70,42 @@ class FdStore:
         """Whether there is a manager to speak to."""
         return self._sock is not None
 
-    def take(self) -> list[tuple[str, int]]:
-        """The descriptors this process was started with, each with its name, once.
+    @property
+    def used(self) -> int:
+        """How many descriptors are in the store."""
+        return sum(self._stored.values())
+
+    async def demand(self, more: int) -> None:
+        """Raise ResourceExhausted when new work may not have so many more in the store."""
+        if not self._most or not headroom.has_room(self.used, more, self._most):
+            if self._sock is None or self.ask_most is None:
+                return
+            self._most = await self.ask_most()  # it may be another since a daemon-reload
+            self._look()
+        if self._most and not headroom.has_room(self.used, more, self._most):
+            raise ResourceExhausted(
+                f"systemd keeps {self.used} of {self._most} descriptors for the daemon, of which"
+                f" {headroom.kept_back(self._most)} are not for new containers and execs",
+                hint="fewer containers on this node, or a larger FileDescriptorStoreMax= of"
+                " sdshim.service",
+            )
+
+    def _look(self) -> None:
+        """Say once that the store is running out of room."""
+        tight = bool(self._most) and headroom.is_tight(self.used, self._most, self._tight)
+        if tight and not self._tight:
+            _LOG.warning(
+                "fd store: %d of %d descriptors (FileDescriptorStoreMax=) are in use;"
+                " new containers and execs are refused from %d on",
+                self.used,
+                self._most,
+                self._most - headroom.kept_back(self._most),
+            )
+        self._tight = tight
+
+    def take(self, other: str = "") -> list[tuple[str, int]]:
+        """The descriptors this process was started with, each with its name, once; `other` is the
+        name of those that do not come from the store.
 
         They are close-on-exec from here on, and the variables that announced them are gone.
         """
@@ -75,6 +120,8 @@ class FdStore:
             os.set_inheritable(FIRST_FD + index, False)
             name = names[index] if index < len(names) else "unknown"
             result.append((name, FIRST_FD + index))
+            if name != other:
+                self._stored[name] = self._stored.get(name, 0) + 1
         return result
 
     def notify(self, state: str, *fds: int) -> None:
@@ -106,6 +153,9 @@ class FdStore:
         if not name or ":" in name or len(name) > 255 or not name.isprintable():
             raise ValueError(f"not a name for the fd store: {name!r}")
         state = f"FDSTORE=1\nFDNAME={name}" + ("" if poll else "\nFDPOLL=0")
+        if self._sock is not None:
+            self._stored[name] = self._stored.get(name, 0) + len(fds)
+            self._look()
         for start in range(0, len(fds), MAX_FDS):
             self.notify(state, *fds[start : start + MAX_FDS])
         return self.barrier()
@@ -113,6 +163,8 @@ class FdStore:
     def remove(self, name: str) -> None:
         """Drop all copies of this name from the store."""
         self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        if self._stored.pop(name, 0):
+            self._look()
 
     def barrier(self) -> asyncio.Future[None]:
         """The moment when the manager has dealt with all messages so far."""

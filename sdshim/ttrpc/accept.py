@@ -1,7 +1,9 @@
 """Listening sockets: accepting from all of them, or from none while descriptors are short.
 
 A full descriptor table makes accept() fail and leaves the connection waiting, so a level-triggered
-loop would spin: accepting pauses until a connection of ours has closed or some time has passed.
+loop would spin: accepting pauses until a connection of ours has closed or some time has passed. It
+pauses a little earlier, so that there are descriptors for the work of those who are connected.
+Whoever waits is not refused: containerd gives a task up whose connection fails.
 Only a peer with our own effective uid and gid gets further than accept().
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import socket
 import struct
 from pathlib import PurePath
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 RETRY = 1.0  # seconds before descriptors are asked for again
 _BATCH = 64
+_SILENCE = 60.0
+"""Seconds between two lines in the log about it."""
+_LEFT = 16
+"""Descriptors that connections leave to others."""
 _CREDENTIALS = struct.Struct("iII")
 _LOG = logging.getLogger(__name__)
 
@@ -37,6 +44,9 @@ class Acceptor:
         self._listeners: dict[str, socket.socket] = {}
         self._wanted = False
         self._paused = False
+        self._short = False  # of descriptors
+        self._said = -_SILENCE
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _LEFT
 
     @property
     def namespaces(self) -> list[str]:
@@ -84,8 +94,31 @@ class Acceptor:
 
     def connection_closed(self) -> None:
         """One of our own descriptors is free."""
-        if self._paused:
+        if self._short:
+            self._short = False
             self.again()
+
+    def _look_again(self) -> None:
+        """Whether others have given descriptors back."""
+        if not self._short:
+            return
+        try:
+            fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            os.close(fd)
+        except OSError:
+            fd = self._most
+        if fd < self._most:
+            self.connection_closed()
+        else:
+            self._loop.call_later(RETRY, self._look_again)
+
+    def _wait(self, why: object) -> None:
+        if self._loop.time() >= self._said + _SILENCE:
+            self._said = self._loop.time()
+            _LOG.error("ttrpc: accepts no more connections until descriptors are free: %s", why)
+        self._short = True
+        self._pause()
+        self._loop.call_later(RETRY, self._look_again)
 
     def _pause(self) -> None:
         self._paused = True
@@ -101,17 +134,19 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in NO_DESCRIPTORS:
                     raise
-                _LOG.error("ttrpc: cannot accept: %s", error)
-                self._pause()
-                self._loop.call_later(RETRY, self.connection_closed)
+                self._wait(error)
                 return
             pid, uid, gid = credentials(sock)
-            if (uid, gid) == (os.geteuid(), os.getegid()):
-                sock.setblocking(False)
-                self._accepted(sock)
-            else:
+            if (uid, gid) != (os.geteuid(), os.getegid()):
                 _LOG.warning("ttrpc: refused pid %d, uid %d, gid %d", pid, uid, gid)
                 sock.close()
+                continue
+            number = sock.fileno()
+            sock.setblocking(False)
+            self._accepted(sock)
+            if number >= self._most:
+                self._wait(f"{number} are in use (LimitNOFILE=)")
+                return
 
 
 def credentials(sock: socket.socket) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sdshim.core import headroom
+from sdshim.core.errors import ResourceExhausted
 from sdshim.systemd.fdstore import FdStore
 from tests.unit.ttrpc_kit import aio, short_directory, until
 
@@ -284,3 +287,60 @@ async def test_the_barriers_of_a_flood_leave_no_descriptor_behind(
             await waiting
         await until(lambda: descriptors() == before)
         store.close()
+
+
+async def _most(number: int) -> int:
+    return number
+
+
+@aio
+async def test_a_store_that_fills_up_is_told_once_and_refuses_new_work_in_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with manager() as here:
+        store = FdStore(here.environ)
+        store.ask_most = functools.partial(_most, 40)
+        await store.demand(0)
+        for number in range(8):
+            store.keep(f"io.{number}.x", 0, 1, 2, 1, poll=False)
+        assert caplog.text.count("32 of 40 descriptors") == 1
+        await store.demand(4)
+        with pytest.raises(ResourceExhausted, match="keeps 32 of 40 descriptors"):
+            await store.demand(5)
+        store.keep("conn.1", 0)
+        assert caplog.text.count("descriptors") == 1
+        store.remove("io.1.x")
+        assert store.used == 29
+        await store.demand(4)
+        store.close()
+
+
+@aio
+async def test_a_limit_that_was_raised_meanwhile_counts() -> None:
+    with manager() as here:
+        store = FdStore(here.environ)
+        store.ask_most = functools.partial(_most, 8)
+        with pytest.raises(ResourceExhausted):
+            await store.demand(5)
+        store.ask_most = functools.partial(_most, 16)
+        await store.demand(5)
+        store.close()
+
+
+@aio
+async def test_a_manager_that_keeps_nothing_refuses_nothing() -> None:
+    await FdStore({}).demand(1000)
+    with manager() as here:
+        store = FdStore(here.environ)
+        store.ask_most = functools.partial(_most, 0)
+        await store.demand(1000)
+        store.close()
+
+
+@pytest.mark.parametrize("most", [40, 200, 4096])
+def test_what_is_kept_back_is_never_for_new_work(most: int) -> None:
+    left = headroom.kept_back(most)
+    assert headroom.has_room(most - left - 1, 1, most)
+    assert not headroom.has_room(most - left, 1, most)
+    assert headroom.is_tight(most - left, most)
+    assert not headroom.is_tight(most // 2, most, before=True)

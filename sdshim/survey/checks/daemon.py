@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sdshim
+from sdshim.core import headroom
 from sdshim.core.config import DEFAULT_PATH
 from sdshim.core.diagnosis import Act, Finding, Level, Repair
 from sdshim.core.table import ago
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from sdshim.survey.facts import Facts
 
 SLOW_BUS_S = 2.0
-STORE_WARNING, STORE_FAULT = 0.75, 0.95
 OUTBOX_WARNING_S, OUTBOX_FAULT_S = 15, 300
 """Age of the oldest event; containerd takes one in milliseconds."""
 FREE_WARNING, FREE_FAULT = 0.10, 0.02
@@ -96,9 +96,11 @@ def fd_store(facts: Facts) -> Iterator[Finding]:
     most = facts.daemon.get("FileDescriptorStoreMax")
     if not isinstance(used, int) or not isinstance(most, int):
         return
-    if used >= most * STORE_WARNING:
-        level = Level.FAULT if used >= most * STORE_FAULT else Level.WARNING
+    if headroom.is_tight(used, most):
+        full = not headroom.has_room(used, headroom.CONTAINER, most)
+        level = Level.FAULT if full else Level.WARNING
         text = f"the daemon's fd store has {used} of {most} descriptors"
+        text += ": new containers and execs are refused" if full else ""
         advice = (
             f"fewer containers on this node, or a larger FileDescriptorStoreMax= by systemctl edit "
             f"{SERVICE} (not above 8192, and below LimitNOFILE=)"
