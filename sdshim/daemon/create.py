@@ -62,7 +62,7 @@ async def create(node: Node, call: Call, request: pb.CreateTaskRequest) -> bytes
     if call.peer_gone():
         raise Canceled("the client left before Create had begun")
     containerd = _containerd(node, call, plan.bundle_folder(request.bundle))
-    planned = plan.make(request, call, node.config, containerd)
+    planned = plan.make(request, call, node.config, containerd, unified=node.facts.unified)
     traceparent = spans.current().traceparent
     planned = replace(planned, identity=replace(planned.identity, traceparent=traceparent))
     task = Task(node, Record(planned.identity))
@@ -106,7 +106,7 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
     node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
     (folder / bundle.DELETED).unlink(missing_ok=True)  # of a Create that has failed
     bundle.write(folder, bundle.TOKEN, me.token.encode())
-    if me.owns_cgroup:
+    if me.owns_cgroup or planned.systemd:
         bundle.set_cgroup(folder, planned.spec, me.cgroup)
     if me.rootfs:
         (folder / "rootfs").mkdir(mode=0o711, exist_ok=True)
@@ -225,5 +225,6 @@ async def _make(node: Node, task: Task, call: Call) -> str:
 
 def _plan_again(node: Node, task: Task, call: Call) -> Plan:
     request = pb.CreateTaskRequest.FromString(call.payload)
-    planned = plan.make(request, call, node.config, task.identity.containerd)
+    unified = node.facts.unified
+    planned = plan.make(request, call, node.config, task.identity.containerd, unified=unified)
     return replace(planned, identity=task.identity)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import names, rootfs
+from sdshim.core import names, rootfs, systemdmode
 from sdshim.core.errors import InvalidArgument
 from sdshim.core.model import Identity, Mount, Stdio
 from sdshim.daemon import images, options, streams
@@ -30,12 +30,18 @@ class Plan:
 
     identity: Identity
     spec: dict[str, Any]
+    """As the OCI runtime gets it, but for the cgroup."""
     description: str
+    systemd: bool = False
+    """The first process is one (core/systemdmode.py)."""
 
 
-def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: str) -> Plan:
+def make(
+    request: pb.CreateTaskRequest, call: Call, config: Config, containerd: str, *, unified: bool
+) -> Plan:
     """Check the request and its bundle. The call's token, which stands in the call log with the
-    request, is the incarnation's. Raises InvalidArgument or NotFound."""
+    request, is the incarnation's. `unified`: the host has cgroup v2 only. Raises InvalidArgument
+    or NotFound."""
     key = names.TaskKey(
         names.check_id(call.namespace, "namespace"), names.check_id(request.id, "container id")
     )
@@ -50,6 +56,11 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
     checkpoint = request.checkpoint or wished.runtime.criu_image_path
     slice_name, cgroup, ours = place(spec, key, unit, restored=bool(checkpoint))
     options.warn(key, wished, bundle.read_start(folder))
+    runtime = wished.runtime
+    systemd = systemdmode.wanted(spec, bundle.notes(spec))
+    if systemd:
+        spec = systemdmode.prepare(spec, key, cgroup, unified=unified)
+        runtime = systemdmode.stopped(runtime)
     identity = Identity(
         namespace=key.namespace,
         id=key.id,
@@ -60,7 +71,7 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
         cgroup=cgroup,
         owns_cgroup=ours,
         containerd=containerd,
-        runtime=wished.runtime,
+        runtime=runtime,
         stdio=stdio,
         rootfs=tuple(_mount(m) for m in request.rootfs),
         create_call=call.key,
@@ -69,7 +80,7 @@ def make(request: pb.CreateTaskRequest, call: Call, config: Config, containerd: 
     )
     if checkpoint:
         images.check(identity)
-    return Plan(identity, spec, describe(key, spec))
+    return Plan(identity, spec, describe(key, spec), systemd)
 
 
 def bundle_folder(path: str) -> Path:
