@@ -11,6 +11,7 @@ CGROUP ?= v2
 HOSTS ?= self/v2
 DEMO_HOST ?= booted
 N ?= 20
+HOURS ?= 2
 PYTEST ?= $(PY) -m pytest
 
 help: ## this list
@@ -51,6 +52,9 @@ compare: deps ## the same scenarios against io.containerd.runc.v2 and sdshim (RO
 exits: deps ## N one-millisecond containers and execs: no exit lost or wrong (N=2000)
 	@$(PY) -m tests.bench.exits --root $(ROOT) --cgroup $(CGROUP) -n $(N)
 
+soak: deps ## hours of mixed load: memory, descriptors, units and files stay what they are (HOURS=2)
+	@$(PY) -m tests.fault.soak --root $(ROOT) --cgroup $(CGROUP) --hours $(HOURS)
+
 emulated: deps ## system tests on an emulated machine whose cgroup v2 has controllers
 	@$(PY) -m tests.emulated
 
@@ -69,4 +73,4 @@ uninstall: ## remove what install put there
 clean: ## the virtual environment and caches of tools (host roots: python -m tests.host --clean)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help deps demo lint unit system test bench compare exits emulated host proto install uninstall clean
+.PHONY: help deps demo lint unit system test bench compare exits soak emulated host proto install uninstall clean

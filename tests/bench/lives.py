@@ -49,12 +49,12 @@ class Bench:
         self.spec["linux"]["resources"].pop("cpu", None)  # a v2 host may have no controller
         self.parent = self.client.parent_of(TEMPLATE)
 
-    def make(self, runtime: str, *command: str) -> tuple[str, list[Any]]:
+    def make(self, runtime: str, *command: str, terminal: bool = False) -> tuple[str, list[Any]]:
         """A container that is not running yet: its name and mounts."""
         name = f"bench{next(self._numbers)}"
         spec = copy.deepcopy(self.spec)
         spec["linux"]["cgroupsPath"] = f"/default/{name}"
-        spec["process"]["args"] = list(command) or ["true"]
+        spec["process"] |= {"args": list(command) or ["true"], "terminal": terminal}
         return name, self.client.create_container(name, runtime, spec, self.parent)
 
     def life(self, runtime: str) -> Life:

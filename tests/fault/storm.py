@@ -1,0 +1,97 @@
+"""Workers that make containers without a pause, while something is done to the daemon."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.fault.judge import complete, judge
+from tests.fault.life import Life
+from tests.fault.plan import dice_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from random import Random
+
+    from tests.fault.field import Field
+    from tests.fault.life import Expected
+    from tests.fault.plan import Plan
+
+WORKERS = 8
+LATE_EVENTS = 10.0
+"""Seconds that events may come after the last call."""
+
+
+class Crew:
+    """Workers on a field, each with dice of its own."""
+
+    def __init__(
+        self, field: Field, seed: int, draw: Callable[[Random], Plan], workers: int = WORKERS
+    ) -> None:
+        self._field = field
+        self._seed = seed
+        self._draw = draw
+        self._size = workers
+        self._number = 0
+        self._stop = threading.Event()
+        self._lives: list[Expected] = []
+        self._judged: set[str] = set()
+        self.pause = 0.0
+        """Seconds between two lives of a worker."""
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Lives begin in this block; after it all have come to their ends."""
+        self._stop.clear()
+        self._number += 1
+        threads = [
+            threading.Thread(target=self._work, args=(self._number, number), name=f"worker{number}")
+            for number in range(self._size)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _work(self, shift: int, number: int) -> None:
+        life = 0
+        while not self._stop.is_set():
+            plan = self._draw(dice_of(self._seed, "worker", shift, number, life))
+            try:
+                told = Life(self._field, plan).run()
+            except Exception as error:  # noqa: BLE001 (a thread's end must not go unseen)
+                self._field.tally.fault("wrong", f"worker {number}: {error!r}")
+                return
+            if told:
+                self._lives.append(told)
+            life += 1
+            self._stop.wait(self.pause)
+
+    def judge_events(self) -> None:
+        """All lives so far are at their end: so must their events be, in time."""
+        field, lives, self._lives = self._field, self._lives, []
+        deadline = time.monotonic() + LATE_EVENTS
+        while True:
+            seen = field.take_events()
+            late = [
+                life
+                for life in lives
+                if not complete(life, seen.get(life.name, ()))
+                and not field.missed(life.begun, life.ended)
+            ]
+            if not late or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        for life in lives:
+            blind = field.missed(life.begun, life.ended)
+            judge(life, seen.get(life.name, ()), field.tally, blind=blind)
+        for name in self._judged & seen.keys():
+            field.tally.fault("doubled", f"{name}: long after its end: {seen[name]}")
+        self._judged.update(life.name for life in lives)
+        field.box.seen.clear()
