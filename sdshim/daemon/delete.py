@@ -87,11 +87,17 @@ async def _end(node: Node, task: Task) -> None:
 async def discard(node: Node, task: Task) -> None:
     """Remove what is left of a task that the launcher has ended while no daemon was there;
     containerd has published its end."""
-    task.mute()
+    _mute(task)
     async with task.lock:
         await _remove_parts(node, task)
         node.tasks.pop(task.key, None)
         node.store.remove(task.identity)
+
+
+def _mute(task: Task) -> None:
+    task.mute()
+    for child in task.execs.values():
+        child.mute()
 
 
 def mark(task: Task, payload: bytes) -> None:
@@ -113,9 +119,7 @@ async def cleanup(node: Node, key: TaskKey, token: str) -> bytes:
         message = pb.DeleteResponse(exit_status=KILLED)
         message.exited_at.FromNanoseconds(time.time_ns())
         return message.SerializeToString()
-    task.mute()
-    for child in task.execs.values():
-        child.mute()
+    _mute(task)
     async with task.lock:
         if task.phase is Phase.DELETED:
             return teardown.response(task)

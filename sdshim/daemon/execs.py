@@ -215,7 +215,11 @@ async def remove(node: Node, child: Exec) -> None:
     async with child.lock:
         if child.phase is not Phase.CREATED:
             await _take_apart(node, child)
-        node.store.remove(child.identity)
+        if child.phase in (Phase.CREATED, Phase.EXITED):
+            child.see(Seen.DELETED)
+            child.forget_if_done()  # its events may still wait for containerd
+        elif child.phase is not Phase.DELETED:  # it has not ended in time
+            node.store.remove(child.identity)
 
 
 async def _take_apart(node: Node, child: Exec) -> None:

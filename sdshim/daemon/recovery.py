@@ -22,7 +22,7 @@ from sdshim.host.store import Broken
 from sdshim.systemd.errors import NoSuchUnit
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from sdshim.core.model import CallId
     from sdshim.core.record import Record
@@ -39,26 +39,27 @@ async def take_over(node: Node, kept: Kept, open_calls: Collection[CallId]) -> K
     """Rebuild the node's tasks. `kept` are the descriptors that systemd kept, by name; returned are
     those that belong to no task and no mailbox. `open_calls` still wait for a reply."""
     rest = node.publisher.load(kept)
-    tasks: list[Process] = []
+    tasks: dict[str, Process] = {}
     for entry in node.store.load():
         if isinstance(entry, Broken):
             log.error("%s: %s; left as it is, see sdshim doctor", entry.folder, entry.error)
             continue
         replies = {c: r for c, r in entry.replies.items() if c in open_calls}
-        found = _process(node, dataclasses.replace(entry, replies=replies))
+        found = _process(node, dataclasses.replace(entry, replies=replies), tasks)
         if found is not None:
-            tasks.append(found)
+            tasks[found.identity.token] = found
     for event, task in sorted(
-        ((e, t) for t in tasks for e in t.record.events), key=lambda pair: pair[0].seq
+        ((e, t) for t in tasks.values() for e in t.record.events), key=lambda pair: pair[0].seq
     ):
         node.publisher.publish(task, event)
-    rest = _take_streams({t.identity.token: t for t in tasks}, rest)
-    await asyncio.gather(*(_adopt(node, task) for task in tasks))
+    rest = _take_streams(tasks, rest)
+    await asyncio.gather(*(_adopt(node, task) for task in tasks.values()))
     return rest
 
 
-def _process(node: Node, record: Record) -> Process | None:
-    """The process of a record; None for an exec whose task is gone: its remains are removed."""
+def _process(node: Node, record: Record, known: Mapping[str, Process]) -> Process | None:
+    """The process of a record, and `known` those before it, by token; None for an exec whose task
+    is gone: its remains are removed. What is deleted is there for its events and replies only."""
     me = record.identity
     key = names.TaskKey(me.namespace, me.id)
     if not me.exec_id:
@@ -67,12 +68,13 @@ def _process(node: Node, record: Record) -> Process | None:
             node.tasks[key] = task
         node.unsent.update(dict.fromkeys(record.replies, task))
         return task
-    parent = node.tasks.get(key)
-    if parent is None or parent.identity.token != me.task_token:
+    parent = known.get(me.task_token)
+    deleted = record.life.phase is Phase.DELETED
+    if not isinstance(parent, Task) or (parent.phase is Phase.DELETED and not deleted):
         node.store.remove(me)
         return None
     child = Exec(node, record, parent)
-    if child.phase is not Phase.DELETED:
+    if not deleted:
         parent.execs[me.exec_id] = child
     node.unsent.update(dict.fromkeys(record.replies, child))
     return child

@@ -44,7 +44,9 @@ class Bench:
     _numbers: count[int] = field(init=False, default_factory=count)
 
     def __post_init__(self) -> None:
-        self.host.run(["ctr", "container", "create", BUSYBOX, TEMPLATE, "true"])
+        listed = self.host.run(["ctr", "container", "ls", "-q"]).stdout.split()
+        if TEMPLATE not in listed:
+            self.host.run(["ctr", "container", "create", BUSYBOX, TEMPLATE, "true"])
         self.spec = self.client.spec_of(TEMPLATE)
         self.spec["linux"]["resources"].pop("cpu", None)  # a v2 host may have no controller
         self.parent = self.client.parent_of(TEMPLATE)

@@ -51,14 +51,15 @@ class Field:
     # --- containerd comes and goes
 
     @contextmanager
-    def containerd_away(self) -> Iterator[None]:
-        """In this block containerd may be away: calls under way may fail, none is begun."""
+    def containerd_away(self) -> Iterator[int]:
+        """In this block containerd may be away, for the so manyth time: calls under way may fail,
+        none is begun."""
         self._subscribed.clear()
         self.epoch += 1
         self._present.clear()
         gone = time.monotonic()
         try:
-            yield
+            yield self.epoch
             self._await_containerd()
             if not self._subscribed.wait(30):
                 self.tally.fault("hung", "containerd sends no events after its restart")

@@ -107,7 +107,7 @@ class Life:
         if plan.stats:
             self._stats()
         if plan.init.signal:
-            self._check_running(me, pid)
+            self._check_running(pid)
             self._await_output(streams)
             fields = {**me, "signal": plan.init.signal, "all": plan.kill_all}
             self._call("Kill", done=self._at_least(me, STOPPED), **fields)
@@ -182,8 +182,8 @@ class Life:
         ):
             raise Fault("wrong", f"{who}: Delete tells {deleted}, Wait told {exited}")
 
-    def _check_running(self, me: dict[str, str], pid: int) -> None:
-        state = self._call("Get", **me).process
+    def _check_running(self, pid: int) -> None:
+        state = self._call("Get", container_id=self.name).process
         if (state.status, state.pid) != (RUNNING, pid):
             raise Fault("wrong", f"State {state.status} of pid {state.pid}, not {pid} running")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.fault.judge import complete, judge
 from tests.fault.life import Life
-from tests.fault.plan import dice_of
+from tests.fault.plan import dice_of, draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.fault.field import Field
     from tests.fault.life import Expected
     from tests.fault.plan import Plan
+    from tests.fault.strikes import Scenario
+    from tests.fault.tally import Tally
 
 WORKERS = 8
 LATE_EVENTS = 10.0
@@ -65,7 +67,7 @@ class Crew:
             plan = self._draw(dice_of(self._seed, "worker", shift, number, life))
             try:
                 told = Life(self._field, plan).run()
-            except Exception as error:  # noqa: BLE001 (a thread's end must not go unseen)
+            except Exception as error:  # a thread's end must not go unseen
                 self._field.tally.fault("wrong", f"worker {number}: {error!r}")
                 return
             if told:
@@ -95,3 +97,33 @@ class Crew:
             field.tally.fault("doubled", f"{name}: long after its end: {seen[name]}")
         self._judged.update(life.name for life in lives)
         field.box.seen.clear()
+
+
+def run(field: Field, scenario: Scenario, count: int, seed: int) -> None:
+    """One scenario on a host: `count` strikes under load. The figures are in the field's tally."""
+    tally, begun = field.tally, time.monotonic()
+    dice = dice_of(seed, scenario.name)
+    crew = Crew(field, seed, draw)
+    known = set(field.host.leftovers())
+    with field.watched(), crew.at_work():
+        for number in range(count):
+            time.sleep(dice.uniform(0, scenario.pause))
+            while not scenario.strike(field):
+                pass
+            tally.count("kills")
+            if number % 10 == 9:
+                _progress(f"{number + 1} of {count}", tally, begun)
+    with field.watched():
+        crew.judge_events()
+    for line in field.host.leftovers(wait=10, known=known):
+        tally.fault("left", line)
+    _progress("ended", tally, begun)
+
+
+def _progress(where: str, tally: Tally, begun: float) -> None:
+    done = tally.done
+    print(
+        f"  {time.monotonic() - begun:4.0f} s, {where}: {done['containers']} containers, "
+        f"{done['execs']} execs, {done['repeated']} calls repeated; {tally.line()}",
+        flush=True,
+    )

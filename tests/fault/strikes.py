@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tests.system.taskclient import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fault.field import Field
     from tests.host import Host
 
 
@@ -40,6 +44,72 @@ def restart_daemon(host: Host) -> bool:
     """What an upgrade does."""
     host.run(["systemctl", "restart", "--no-block", "sdshim.service"])
     return True
+
+
+def strike_kill(field: Field) -> bool:
+    """SIGKILL to the daemon as soon as there is one: also to one that is just starting."""
+    eventually(lambda: daemon_pid(field.host) != 0, "a daemon", timeout=30)
+    return kill_daemon(field.host)
+
+
+def strike_restart(field: Field) -> bool:
+    """`systemctl restart sdshim`, as an upgrade does it, to its end."""
+    field.host.run(["systemctl", "restart", "sdshim.service"], timeout=60)
+    return True
+
+
+def strike_stop(field: Field) -> bool:
+    """Stop, then start: what the store holds is kept from systemd 254 on."""
+    field.host.run(["systemctl", "stop", "sdshim.service"], timeout=60)
+    field.host.run(["systemctl", "start", "sdshim.service"], timeout=60)
+    return True
+
+
+def strike_containerd(field: Field) -> bool:
+    """`systemctl restart containerd`, or its death by SIGKILL, by turns."""
+    with field.containerd_away() as number:
+        if number % 2:
+            field.host.run(["systemctl", "restart", "containerd.service"], timeout=60)
+        else:
+            command = "systemctl kill --signal=KILL containerd; systemctl start containerd"
+            field.host.run(["sh", "-c", command], timeout=60)
+    return True
+
+
+def strike_dbus(field: Field) -> bool:
+    """`systemctl restart dbus`: every connection to the bus is closed."""
+    field.host.run(["systemctl", "restart", "dbus.service"], timeout=60)
+    field.host.run(["systemctl", "reset-failed", "dbus.service"])  # or it is too often in a row
+    return True
+
+
+def strike_reexec(field: Field) -> bool:
+    """systemd starts anew, with its state."""
+    field.host.run(["systemctl", "daemon-reexec"], timeout=60)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One thing that is done again and again under load."""
+
+    name: str
+    count: int
+    strike: Callable[[Field], bool]
+    pause: float
+    """Seconds between two strikes, at most."""
+    systemd: int = 0
+    """The oldest systemd that can do it."""
+
+
+SCENARIOS: Final = (
+    Scenario("SIGKILL of the daemon", 100, strike_kill, 1.6),
+    Scenario("systemctl restart sdshim", 50, strike_restart, 1.6),
+    Scenario("containerd's restart or SIGKILL", 20, strike_containerd, 3.0),
+    Scenario("systemctl restart dbus", 10, strike_dbus, 3.0),
+    Scenario("systemctl daemon-reexec", 10, strike_reexec, 3.0),
+    Scenario("systemctl stop and start sdshim", 10, strike_stop, 3.0, systemd=254),
+)
 
 
 def await_another(host: Host, pid: int) -> None:

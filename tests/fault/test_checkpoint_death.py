@@ -11,7 +11,7 @@ import pytest
 
 from sdshim.core.errors import ShimError
 from sdshim.pb import task_types_pb2
-from tests.fault.test_daemon_death import daemon_pid, kill_daemon
+from tests.fault.strikes import daemon_pid, kill_daemon
 from tests.system.checkpoints import (
     HELD_FAILS,
     HELD_WORKS,

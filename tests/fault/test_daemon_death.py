@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fault.strikes import kill_daemon, restart_daemon
 from tests.system.client import Ctr, events
 
 if TYPE_CHECKING:
@@ -33,36 +34,6 @@ ROUNDS = int(os.environ.get("SDSHIM_FAULT_ROUNDS", "20"))
 AT_A_TIME = 3
 LAUNCHER = "/usr/local/bin/containerd-shim-systemd-v1"
 CALLS = "/run/launcher-calls"
-
-
-def daemon_pid(host: Host) -> int:
-    """The daemon's pid outside, 0 while there is none. Its children share its cgroup."""
-    procs = host.cgroup_path / "system.slice/sdshim.service/cgroup.procs"
-    try:
-        for pid in procs.read_text().split():
-            if b"\0serve\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return int(pid)
-    except OSError:
-        pass
-    return 0
-
-
-def kill_daemon(host: Host) -> bool:
-    """SIGKILL to the daemon, if it is up."""
-    pid = daemon_pid(host)
-    if not pid:
-        return False
-    try:
-        os.kill(pid, 9)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def restart_daemon(host: Host) -> bool:
-    """What an upgrade does."""
-    host.run(["systemctl", "restart", "--no-block", "sdshim.service"])
-    return True
 
 
 @pytest.fixture

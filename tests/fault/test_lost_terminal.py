@@ -14,7 +14,7 @@ import pytest
 from sdshim.core.errors import ShimError
 from sdshim.pb import runc_pb2
 from sdshim.pb.wellknown import pack
-from tests.fault.test_daemon_death import daemon_pid
+from tests.fault.strikes import daemon_pid
 from tests.system.conftest import rig
 from tests.system.jobs import Job
 from tests.system.taskclient import eventually

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fault.test_daemon_death import daemon_pid, kill_daemon
+from tests.fault.strikes import daemon_pid, kill_daemon
 from tests.system.conftest import rig
 from tests.system.taskclient import Rig, eventually
 from tests.system.test_oom import HOG, KILLED, _say, _talking

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sdshim.pb import task_types_pb2
-from tests.fault.test_daemon_death import daemon_pid, kill_daemon
+from tests.fault.strikes import daemon_pid, kill_daemon
 from tests.system.conftest import rig
 from tests.system.taskclient import Rig, eventually
 from tests.system.test_update import _any

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 
+from sdshim.core.errors import Code
 from sdshim.pb import ttrpc_events_pb2
 from sdshim.ttrpc.frames import (
     HEADER,
@@ -18,9 +19,15 @@ from sdshim.ttrpc.frames import (
 )
 from tests.tools.events import Mailbox
 
+REUSED = "StreamID cannot be re-used and must increment"
+"""ttrpc's word (protocol 2.4)."""
+
 
 class EventServer(Mailbox):
-    """containerd's Events service, as much as a shim sees of it; lives in the loop of a Rig."""
+    """containerd's Events service, as much as a shim sees of it; lives in the loop of a Rig.
+
+    It refuses a stream id that was used before, as containerd 1.7 and newer do.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -28,6 +35,8 @@ class EventServer(Mailbox):
         self._sock.bind(path)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._listening = asyncio.Event()
+        self._listening.set()
 
     async def start(self) -> None:
         self._server = await asyncio.start_unix_server(self._serve, sock=self._sock)
@@ -40,17 +49,31 @@ class EventServer(Mailbox):
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
+    async def hold(self) -> None:
+        """From now on nothing is taken, until `release`."""
+        self._listening.clear()
+
+    async def release(self) -> None:
+        """Take what has come, and what will."""
+        self._listening.set()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        last = 0
         try:
             while True:
                 header = parse_header(await reader.readexactly(HEADER))
                 request = decode_request(await reader.readexactly(header.length))
-                asked = ttrpc_events_pb2.ForwardRequest.FromString(request.payload)
-                self.take(asked.envelope)
-                writer.write(
-                    encode_frame(header.stream, FrameType.RESPONSE, encode_response(Response()))
-                )
+                await self._listening.wait()
+                answer = Response()
+                if header.stream <= last:
+                    answer = Response(int(Code.INVALID_ARGUMENT), REUSED)
+                else:
+                    asked = ttrpc_events_pb2.ForwardRequest.FromString(request.payload)
+                    self.take(asked.envelope)
+                last = max(last, header.stream)
+                frame = encode_frame(header.stream, FrameType.RESPONSE, encode_response(answer))
+                writer.write(frame)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             return

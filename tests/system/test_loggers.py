@@ -10,7 +10,7 @@ import pytest
 from sdshim.core.errors import ShimError
 from sdshim.pb import runc_pb2, task_types_pb2
 from sdshim.pb.wellknown import pack
-from tests.fault.test_daemon_death import kill_daemon
+from tests.fault.strikes import kill_daemon
 from tests.system.jobs import Job, both
 from tests.system.taskclient import eventually
 

@@ -14,7 +14,7 @@ import pytest
 
 from sdshim.pb import runc_pb2, task_types_pb2
 from sdshim.pb.wellknown import PROCESS_URL, pack
-from tests.fault.test_daemon_death import daemon_pid, kill_daemon
+from tests.fault.strikes import daemon_pid, kill_daemon
 from tests.system.client import events
 from tests.system.jobs import Job, both
 from tests.system.screen import Screen

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fault.test_daemon_death import kill_daemon, restart_daemon
+from tests.fault.strikes import kill_daemon, restart_daemon
 from tests.system.client import RUNTIME
 from tests.system.docker.dockerd import FOREVER, STOCK, Docker
 

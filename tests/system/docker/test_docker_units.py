@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fault.test_daemon_death import kill_daemon, restart_daemon
+from tests.fault.strikes import kill_daemon, restart_daemon
 from tests.system.docker import dockerd
 from tests.system.docker.dockerd import (
     FOREVER,
