@@ -12,6 +12,7 @@ HOSTS ?= self/v2
 DEMO_HOST ?= booted
 N ?= 20
 HOURS ?= 2
+SEED ?= 1
 PYTEST ?= $(PY) -m pytest
 
 help: ## this list
@@ -52,6 +53,9 @@ compare: deps ## the same scenarios against io.containerd.runc.v2 and sdshim (RO
 exits: deps ## N one-millisecond containers and execs: no exit lost or wrong (N=2000)
 	@$(PY) -m tests.bench.exits --root $(ROOT) --cgroup $(CGROUP) -n $(N)
 
+fault: deps ## kills and restarts of every part under load, counted: minutes (ROOT, CGROUP, SEED)
+	@$(PY) -m tests.fault --root $(ROOT) --cgroup $(CGROUP) --seed $(SEED)
+
 soak: deps ## hours of mixed load: memory, descriptors, units and files stay what they are (HOURS=2)
 	@$(PY) -m tests.fault.soak --root $(ROOT) --cgroup $(CGROUP) --hours $(HOURS)
 
@@ -73,4 +77,4 @@ uninstall: ## remove what install put there
 clean: ## the virtual environment and caches of tools (host roots: python -m tests.host --clean)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help deps demo lint unit system test bench compare exits soak emulated host proto install uninstall clean
+.PHONY: help deps demo lint unit system test bench compare exits fault soak emulated host proto install uninstall clean

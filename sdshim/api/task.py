@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 SERVICES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
 
 
+FIRST_STREAM = 1
+"""ttrpc clients count from here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One method: its request message and exactly one of the two ways to answer it."""
@@ -69,6 +73,11 @@ def _pids(node: Node, call: Call, request: pb.PidsRequest) -> bytes:
 
 
 def _connect(node: Node, call: Call, request: pb.ConnectRequest) -> bytes:
+    """An unknown id is no error (protocol 3.4), but for a containerd that comes back and begins
+    with it: its bundle is what an earlier one left in the midst of a Create or a Delete.
+    containerd 1.6 would keep a task that is none; newer ones find out by Pids (protocol 1.7)."""
+    if call.key.stream == FIRST_STREAM:
+        node.task(TaskKey(call.namespace, request.id))
     return query.connect(node, TaskKey(call.namespace, request.id))
 
 

@@ -47,6 +47,11 @@ class Cut(Exception):
     it died between accept and systemd's fd store."""
 
 
+class NotMade(Exception):
+    """containerd went while it made the task, and no task has come of it. containerd 1.6 keeps an
+    entry for it all the same, as it would of any shim (protocol 1.7): only Delete removes that."""
+
+
 @dataclass(slots=True)
 class Expected:
     """What containerd must have told of a life."""
@@ -78,6 +83,8 @@ class Life:
         except Cut as error:
             tally.count("cut")
             print(f"  cut: {self.name}: {error}", flush=True)
+        except NotMade:
+            self._abandon()
         except Fault as error:
             tally.fault(error.kind, f"{self.name}: {error}")
             self._abandon()
@@ -134,7 +141,7 @@ class Life:
     def _create(self, me: dict[str, str], streams: Streams) -> int:
         fields: dict[str, Any] = {**me, "rootfs": self._mounts, **self._paths(streams)}
         try:
-            created = self._call("Create", done=self._at_least(me, CREATED), **fields)
+            created = self._call("Create", done=self._made(me), **fields)
         except grpc.RpcError as error:
             if not self._was_cut(error):
                 raise self._fault("Create", error) from error
@@ -291,6 +298,21 @@ class Life:
 
         return look
 
+    def _made(self, me: dict[str, str]) -> Callable[[], tuple[bool, Any]]:
+        """The task that a cut Create has made, or still makes."""
+
+        def look() -> tuple[bool, Any]:
+            deadline = time.monotonic() + ANSWER
+            while (state := self._state(me)) is not None and state.status < CREATED:
+                if time.monotonic() > deadline:
+                    raise Fault("hung", "Create, after containerd had gone")
+                time.sleep(0.02)
+            if state is None:
+                raise NotMade
+            return True, state
+
+        return look
+
     def _gone(self, one: dict[str, str]) -> Callable[[], tuple[bool, Any]]:
         return lambda: (self._state(one) is None, None)
 
@@ -326,7 +348,8 @@ class Life:
         """After a fault: nothing of it may disturb the others."""
         me = {"container_id": self.name}
         for method, fields in (("Kill", {"signal": 9, "all": True}), ("Wait", {}), ("Delete", {})):
-            with suppress(grpc.RpcError):
+            with suppress(grpc.RpcError, TimeoutError):
+                self._field.containerd_is_there()
                 self._client.call(TASKS, method, timeout=5, **me, **fields)
         with suppress(grpc.RpcError):
             self._client.remove_container(self.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from contextlib import contextmanager
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from tests.fault.plan import Plan
     from tests.fault.strikes import Scenario
     from tests.fault.tally import Tally
+    from tests.host import Host
 
 WORKERS = 8
+UNDELIVERED = 2.0
+"""Seconds after a life's end in which its last events are on their way to us: what containerd has
+taken and not yet passed on ends with it."""
 LATE_EVENTS = 10.0
 """Seconds that events may come after the last call."""
 
@@ -85,18 +90,35 @@ class Crew:
                 life
                 for life in lives
                 if not complete(life, seen.get(life.name, ()))
-                and not field.missed(life.begun, life.ended)
+                and not field.missed(life.begun, life.ended + UNDELIVERED)
             ]
             if not late or time.monotonic() > deadline:
                 break
             time.sleep(0.05)
         for life in lives:
-            blind = field.missed(life.begun, life.ended)
+            blind = field.missed(life.begun, life.ended + UNDELIVERED)
             judge(life, seen.get(life.name, ()), field.tally, blind=blind)
         for name in self._judged & seen.keys():
             field.tally.fault("doubled", f"{name}: long after its end: {seen[name]}")
         self._judged.update(life.name for life in lives)
         field.box.seen.clear()
+
+
+class DaemonLog:
+    """What the daemons of a block have written."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._from = time.time()
+
+    def tracebacks(self) -> list[str]:
+        """Messages with a traceback: something came unexpected."""
+        argv = ["journalctl", "-q", "-u", "sdshim.service", "-o", "json", "--no-pager"]
+        argv += [f"--since=@{self._from:.6f}", "--output-fields=MESSAGE"]
+        # (its exit status is 1 when there is nothing)
+        said = str(self._host.run(argv, check=False, timeout=60).stdout)
+        messages = [json.loads(line)["MESSAGE"] for line in said.splitlines()]
+        return [text for text in map(str, messages) if "Traceback" in text]
 
 
 def run(field: Field, scenario: Scenario, count: int, seed: int) -> None:
@@ -105,6 +127,7 @@ def run(field: Field, scenario: Scenario, count: int, seed: int) -> None:
     dice = dice_of(seed, scenario.name)
     crew = Crew(field, seed, draw)
     known = set(field.host.leftovers())
+    unexpected = DaemonLog(field.host)
     with field.watched(), crew.at_work():
         for number in range(count):
             time.sleep(dice.uniform(0, scenario.pause))
@@ -117,6 +140,8 @@ def run(field: Field, scenario: Scenario, count: int, seed: int) -> None:
         crew.judge_events()
     for line in field.host.leftovers(wait=10, known=known):
         tally.fault("left", line)
+    for text in unexpected.tracebacks():
+        tally.fault("wrong", f"the daemon's log: {text}")
     _progress("ended", tally, begun)
 
 

@@ -71,7 +71,7 @@ def strike_containerd(field: Field) -> bool:
         if number % 2:
             field.host.run(["systemctl", "restart", "containerd.service"], timeout=60)
         else:
-            command = "systemctl kill --signal=KILL containerd; systemctl start containerd"
+            command = "systemctl kill --signal=KILL containerd; systemctl restart containerd"
             field.host.run(["sh", "-c", command], timeout=60)
     return True
 

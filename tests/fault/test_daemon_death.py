@@ -1,6 +1,6 @@
 """The daemon is killed while containers come and go: neither they nor containerd notice.
 
-Three `ctr run` at a time, twenty rounds, two to four SIGKILLs a round at random moments of Create,
+Three `ctr run` at a time, ten rounds, two to four SIGKILLs a round at random moments of Create,
 run, exit and Delete. A seed reproduces the moments: SDSHIM_FAULT_SEED.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.system, pytest.mark.fault]
 
-ROUNDS = int(os.environ.get("SDSHIM_FAULT_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("SDSHIM_FAULT_ROUNDS", "10"))
 AT_A_TIME = 3
 LAUNCHER = "/usr/local/bin/containerd-shim-systemd-v1"
 CALLS = "/run/launcher-calls"

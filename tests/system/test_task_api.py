@@ -91,10 +91,19 @@ def test_unknown_services_and_methods_are_unimplemented(rig: Rig, host: Host) ->
 
 def test_connect_of_an_unknown_id_is_a_success_with_pid_0(rig: Rig) -> None:
     rig.listen("default")
+    rig.refused("State", id="nobody")
     answer = rig.call("Connect", id="nobody")
     assert answer.task_pid == 0
     assert answer.shim_pid == rig.daemon_pid()
     assert answer.version
+
+
+def test_a_containerd_that_comes_back_to_a_task_that_is_gone_is_told_so(rig: Rig) -> None:
+    """Else 1.6 would keep it for ever."""
+    rig.running("stays")
+    rig.listen("default")
+    assert rig.connect().fails("Connect", id="gone") == NO_TASK
+    assert rig.connect().call("Connect", id="stays").task_pid > 0
 
 
 @pytest.mark.parametrize("state", ["created", "running", "stopped"])
