@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sdshim.core.errors import Code
-from tests.fault.test_daemon_death import daemon_pid, kill_daemon
+from tests.fault.strikes import daemon_pid, kill_daemon
 from tests.system.conftest import rig
 from tests.system.taskclient import eventually, exec_spec, no_traceback
 from tests.system.test_doctor import doctor, drop_in
