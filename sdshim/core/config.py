@@ -5,10 +5,14 @@ All faults of a file are reported at once. `sdshim config` prints the effective 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from sdshim.core import logs
 from sdshim.core.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DEFAULT_PATH = "/etc/sdshim/config.toml"
 
@@ -34,7 +38,22 @@ class Config:
     otlp_endpoint: str = ""
     """OTLP endpoint for spans; the OTEL_* variables win."""
     log_level: str = "info"
-    """debug, info, warning or error."""
+    """debug, info, warning or error: of the daemon's own log."""
+    log: str = ""
+    """Where the output of containers goes: stdio, journal, both or null; empty: where the client
+    wants it, and to the journal when it asks for no streams."""
+    log_namespace: str = ""
+    """The journal's namespace for it; empty: the machine's own."""
+    log_stdout_priority: str = "info"
+    log_stderr_priority: str = "err"
+    """journald's priorities of lines without one of their own."""
+    namespaces: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """containerd namespace → the four keys above, for its containers."""
+
+    def logging(self, namespace: str) -> Mapping[str, str]:
+        """What holds for the output of containers of a containerd namespace."""
+        own = self.namespaces.get(namespace, {})
+        return {key: own.get(key, getattr(self, key)) for key in logs.KEYS}
 
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -49,6 +68,10 @@ def parse(document: dict[str, Any], source: str = DEFAULT_PATH) -> Config:
         if key not in defaults:
             continue
         default = defaults[key]
+        if key == "namespaces":
+            faults += _check_namespaces(value)
+            values[key] = value
+            continue
         wanted: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
         if isinstance(value, bool) or not isinstance(value, wanted):
             faults.append(f"{key} must be a {type(default).__name__}, not {value!r}")
@@ -73,6 +96,20 @@ def _check(values: dict[str, Any]) -> list[str]:
     ]
     if values.get("log_level", "info") not in LEVELS:
         faults.append(f"log_level must be one of {', '.join(LEVELS)}, not {values['log_level']!r}")
+    return faults + logs.faults(values)
+
+
+def _check_namespaces(table: Any) -> list[str]:
+    """What is wrong with the tables [namespaces.NAME]."""
+    if not isinstance(table, dict) or not all(isinstance(one, dict) for one in table.values()):
+        return ["namespaces must hold tables: [namespaces.NAME]"]
+    faults = []
+    for name, keys in table.items():
+        where = f"namespaces.{name}"
+        faults += [f"{where}: unknown key {key!r}" for key in keys if key not in logs.KEYS]
+        texts = {key: one for key, one in keys.items() if isinstance(one, str)}
+        faults += [f"{where}: {key} must be a str" for key in keys if key not in texts]
+        faults += [f"{where}: {fault}" for fault in logs.faults(texts)]
     return faults
 
 
@@ -80,6 +117,15 @@ def render(config: Config) -> str:
     """The configuration as TOML."""
     lines = []
     for key, value in asdict(config).items():
+        if key == "namespaces":
+            continue
         text = f'"{value}"' if isinstance(value, str) else repr(value)
         lines.append(f"{key} = {text}")
+    for name, keys in config.namespaces.items():
+        lines += ["", f"[namespaces.{_quoted(name)}]"]
+        lines += [f"{key} = {_quoted(value)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

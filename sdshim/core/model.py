@@ -44,6 +44,27 @@ class Stdio:
 
 
 @dataclass(frozen=True, slots=True)
+class Log:
+    """Where a process's output goes (core/logs.py)."""
+
+    mode: str = "stdio"
+    """`stdio`, `journal`, `both` or `null`."""
+    wish: str = ""
+    """What the container or the configuration asks for; empty: it depends on the streams."""
+    namespace: str = ""
+    """Of the journal; empty for the machine's own."""
+    stdout_priority: int = 6
+    stderr_priority: int = 3
+    fields: tuple[tuple[str, str], ...] = ()
+    """Journal fields of the container beside its id."""
+
+    @property
+    def piped(self) -> bool:
+        """Whether the output passes through the pump (daemon/output.py)."""
+        return self.mode in ("journal", "both")
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeOptions:
     """What the options of a task say (core/options.py), kept for the task's whole life."""
 
@@ -58,6 +79,10 @@ class RuntimeOptions:
     criu_path: str = ""
     criu_image_path: str = ""
     criu_work_path: str = ""
+    log: str = ""
+    log_namespace: str = ""
+    log_stdout_priority: str = ""
+    log_stderr_priority: str = ""
     unit_properties: Mapping[str, str] = field(default_factory=dict)
     """Further properties of the init unit as written in a unit file, checked (unitproperties)."""
 
@@ -106,6 +131,7 @@ class Identity:
     """ttrpc address of the containerd that wants the events."""
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     stdio: Stdio = field(default_factory=Stdio)
+    log: Log = field(default_factory=Log)
     rootfs: tuple[Mount, ...] = ()
     create_call: CallId = (0, 0)
     traceparent: str = ""

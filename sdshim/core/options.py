@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import unitproperties
+from sdshim.core import logs, unitproperties
 from sdshim.core.errors import InvalidArgument
 from sdshim.core.model import RuntimeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LOG_MODES = ("", "journal", "both", "none")
 NO_ID = 2**32 - 1
 """(uid_t) -1, "leave it" to chown(2): nobody's id."""
 _MAX_TEXT = 4095
@@ -40,7 +39,7 @@ RUNC_KEYS = {
 """The CRI's keys → fields of containerd.runc.v1.Options."""
 GENERIC_KEYS = {"TypeUrl": "type_url", "ConfigPath": "config_path"}
 """The CRI's own two, which stand in the table that it hands on."""
-OUR_KEYS = {name: name for name in ("oci_runtime", "log", "notify", _TABLE)}
+OUR_KEYS = {name: name for name in ("oci_runtime", *logs.KEYS, "notify", _TABLE)}
 KEYS = {**OUR_KEYS, **RUNC_KEYS, **GENERIC_KEYS}
 _SWITCHES = ("no_pivot_root", "no_new_keyring", "systemd_cgroup", "notify")
 _IDS = ("io_uid", "io_gid")
@@ -131,6 +130,7 @@ def _make(
         criu_path=values.get("criu_path", ""),
         criu_image_path=values.get("criu_image_path", ""),
         criu_work_path=values.get("criu_work_path", ""),
+        **{key: values.get(key, "") for key in logs.KEYS},
         unit_properties=dict(sorted((values.get(_TABLE) or {}).items())),
     )
     group = values.get("shim_cgroup")
@@ -171,13 +171,7 @@ def _check_runtime(values: Mapping[str, Any]) -> list[str]:
 
 
 def _check_ours(values: Mapping[str, Any]) -> list[str]:
-    faults = []
-    mode = values.get("log", "")
-    if mode not in LOG_MODES:
-        modes = ", ".join(repr(one) for one in LOG_MODES)
-        faults.append(f"log {_shown(mode)} is not one of {modes}")
-    elif mode:
-        faults.append(f"log {mode!r} is not supported yet")
+    faults = logs.faults({key: values.get(key, "") for key in logs.KEYS})
     if values.get("notify"):
         faults.append("notify is not supported yet")
     return faults + unitproperties.faults(values.get(_TABLE) or {})

@@ -19,6 +19,7 @@ from sdshim.core.model import (
     Event,
     ExitStatus,
     Identity,
+    Log,
     Mount,
     RecordedReply,
     RuntimeOptions,
@@ -76,6 +77,9 @@ def _decode(document: dict[str, Any]) -> Record:
     raw = _known(Identity, document["identity"])
     raw["runtime"] = RuntimeOptions(**_known(RuntimeOptions, raw["runtime"]))
     raw["stdio"] = Stdio(**_known(Stdio, raw["stdio"]))
+    log = _known(Log, raw.get("log", {}))
+    log["fields"] = tuple((str(name), str(value)) for name, value in log.get("fields", ()))
+    raw["log"] = Log(**log)
     raw["rootfs"] = tuple(
         Mount(**{**_known(Mount, m), "options": tuple(m["options"])}) for m in raw["rootfs"]
     )

@@ -142,6 +142,10 @@ def _quota(name: str, text: str) -> Property:
     return name, "t", _fits(_positive(share * _SECOND // 10000))
 
 
+def _burst(name: str, text: str) -> Property:
+    return name, "u", _number(text, 1, 2**32 - 1)
+
+
 def _memory(name: str, text: str) -> Property:
     """A percentage, of the machine's memory, goes by a property of its own."""
     share = permyriad(text)
@@ -182,6 +186,8 @@ class Setting:
 SETTINGS: dict[str, Setting] = {
     "Description": Setting("Description", _text),
     "KillSignal": Setting("KillSignal", _signal),
+    "LogRateLimitIntervalSec": Setting("LogRateLimitIntervalUSec", _span),
+    "LogRateLimitBurst": Setting("LogRateLimitBurst", _burst),
     "RuntimeMaxSec": Setting("RuntimeMaxUSec", _span),
     "TimeoutStopSec": Setting("TimeoutStopUSec", _timeout),
     "IOAccounting": Setting("IOAccounting", _switch),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import loguri, names, rootfs, unitproperties
+from sdshim.core import logs, loguri, names, rootfs, unitproperties
 
 if TYPE_CHECKING:
     from sdshim.core.loguri import Logger
@@ -206,6 +206,28 @@ def logger_properties(unit: LoggerUnit, host: HostFacts) -> list[Property]:
     ]
 
 
+def pump_properties(socket: str, idle_s: int, host: HostFacts) -> list[Property]:
+    """Properties of the service that carries containers' output to the journal.
+
+    A unit of its own, because journald goes by who sends: from the daemon's cgroup every line would
+    be sdshim.service's too. An interval of 0 would not switch journald's rate limit off but leave
+    the default (seen on 252 and 257: 35000 of 90000 lines); this does. Without default dependencies
+    it can also be started while the machine goes down: containers have their last words then.
+    """
+    return [
+        ("Type", "s", "exec"),
+        _exec("ExecStart", host, [host.python, "-I", "-S", f"{host.launcher}/pump.py", socket]),
+        ("Environment", "as", [f"SDSHIM_IDLE={idle_s}"]),
+        ("Description", "s", "Output of containers on its way to the journal"),
+        ("DefaultDependencies", "b", False),
+        ("LogRateLimitIntervalUSec", "t", 1),
+        ("LogRateLimitBurst", "u", 2**32 - 1),
+        ("LimitNOFILE", "t", 16384),
+        ("SyslogIdentifier", "s", "sdshim.pump"),
+        ("CollectMode", "s", "inactive-or-failed"),
+    ]
+
+
 def _common(
     me: Identity,
     state_dir: str,
@@ -241,7 +263,7 @@ def _plain(me: Identity, stderr: str) -> list[Property]:
         ("TasksMax", "t", INFINITY),
         ("IgnoreSIGPIPE", "b", False),
         ("AddRef", "b", True),
-        ("SyslogIdentifier", "s", me.id),
+        ("SyslogIdentifier", "s", logs.name(me)),
         ("LogExtraFields", "aay", _log_fields(me)),
     ]
 
@@ -255,7 +277,7 @@ def _streams(me: Identity, state_dir: str) -> list[str]:
     runtime keeps the unit's, for what it has to say itself."""
     if me.stdio.terminal:
         return ["="] * 3
-    stdio = loguri.process_side(me.stdio, state_dir)
+    stdio = logs.process_side(me.stdio, state_dir, me.log.mode)
     return [path or "-" for path in (stdio.stdin, stdio.stdout, stdio.stderr)]
 
 
@@ -264,10 +286,7 @@ def _environment(me: Identity) -> list[str]:
 
 
 def _log_fields(me: Identity) -> list[bytes]:
-    fields = {"CONTAINER_ID": me.id, "CONTAINER_NAMESPACE": me.namespace}
-    if me.exec_id:
-        fields["CONTAINER_EXEC_ID"] = me.exec_id
-    return [f"{name}={value}".encode() for name, value in fields.items()]
+    return [f"{name}={value}".encode() for name, value in logs.fields(me).items()]
 
 
 def _exec(name: str, host: HostFacts, *commands: list[str], privileged: bool = False) -> Property:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core import criu, loguri
+from sdshim.core import criu, logs
 from sdshim.core.errors import InvalidArgument, ShimError, UnknownError
 from sdshim.core.lifecycle import CHECKPOINTING, Phase, Seen
 from sdshim.core.model import RecordedReply
@@ -112,7 +112,8 @@ async def _prepare(node: Node, task: Task, job: _Job) -> None:
 def _external(node: Node, task: Task) -> dict[int, str]:
     """criu's keys of the container's streams, by its descriptor. Ours are the same files by the
     same mount; what we do not hold (any more), init may."""
-    stdio = loguri.process_side(task.identity.stdio, str(node.store.folder(task.identity)))
+    me = task.identity
+    stdio = logs.process_side(me.stdio, str(node.store.folder(me)), me.log.mode)
     if stdio.terminal:
         return {}
     keys = {}

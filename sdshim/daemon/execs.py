@@ -11,7 +11,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import names, spans
+from sdshim.core import logs, names, spans
 from sdshim.core.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -79,6 +79,7 @@ def _identity(call: Call, task: Task, request: pb.ExecProcessRequest) -> Identit
         task_token=task.identity.token,
         unit=names.exec_unit(task.key, exec_id),
         stdio=stdio,
+        log=replace(task.identity.log, mode=logs.of_exec(task.identity.log, stdio)),
         rootfs=(),
         create_call=call.key,
         traceparent=spans.current().traceparent,
@@ -224,9 +225,10 @@ async def remove(node: Node, child: Exec) -> None:
 
 async def _take_apart(node: Node, child: Exec) -> None:
     await units.settle(node, child)
-    await units.forget(node, child)
     await terminals.drained(child)
     streams.finish(node, child)
+    await node.output.drained(child)
+    await units.forget(node, child)
     await loggers.stop(node, child)
     streams.release(node, child)
 

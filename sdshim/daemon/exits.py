@@ -91,6 +91,7 @@ async def ended(node: Node, task: Process) -> None:
     if task.exited.is_set():
         return
     terminals.ended(task)
+    node.output.ended(task)
     if isinstance(task, Task):
         await _execs_ended(task)
         exit = oom.judged(node, task, exit)

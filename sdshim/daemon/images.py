@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core import criu, loguri
+from sdshim.core import criu, logs
 from sdshim.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def check(me: Identity) -> None:
     if not (Path(me.checkpoint) / criu.INVENTORY).is_file():
         raise InvalidArgument(f"checkpoint {me.checkpoint}: there are no images of criu's")
     keys, _ = notes(me)
-    stdio = loguri.process_side(me.stdio, "")
+    stdio = logs.process_side(me.stdio, "", me.log.mode)
     for number in keys:
         name = STREAM_NAMES[number]
         if stdio.terminal or not getattr(stdio, name):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from sdshim.core.errors import NotFound
+from sdshim.daemon.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -61,7 +62,12 @@ class Node:
     """Processes whose record holds the reply to a call, until it has been sent."""
     addresses: dict[int, str] = field(default_factory=dict)
     """containerd's event address by the pid of the peer that created tasks with it."""
+    output: Output = field(init=False)
+    """The way of containers' output to the journal."""
     _background: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.output = Output(self)
 
     def task(self, key: TaskKey) -> Task:
         """The task of that key. Raises NotFound in stock's words (protocol 3.4)."""
@@ -97,5 +103,6 @@ class Node:
         for running in list(self._background):
             running.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        self.output.close()
         for task in self.tasks.values():
             task.close()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import names, rootfs, systemdmode
+from sdshim.core import logs, names, rootfs, systemdmode
 from sdshim.core.errors import InvalidArgument
 from sdshim.core.model import Identity, Mount, Stdio
-from sdshim.daemon import images, options, streams
+from sdshim.daemon import images, options, output, streams
 from sdshim.runtime import bundle
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def make(
     wished = options.decode(request.options, config.runtime)
     checkpoint = request.checkpoint or wished.runtime.criu_image_path
     slice_name, cgroup, ours = place(spec, key, unit, restored=bool(checkpoint))
+    asked = {name: getattr(wished.runtime, name) for name in logs.KEYS}
+    log = logs.decide(asked, bundle.notes(spec), config.logging(key.namespace), stdio)
+    output.check(log)
     options.warn(key, wished, bundle.read_start(folder))
     runtime = wished.runtime
     systemd = systemdmode.wanted(spec, bundle.notes(spec))
@@ -73,6 +76,7 @@ def make(
         containerd=containerd,
         runtime=runtime,
         stdio=stdio,
+        log=log,
         rootfs=tuple(_mount(m) for m in request.rootfs),
         create_call=call.key,
         private_pids=bundle.private_pids(spec),

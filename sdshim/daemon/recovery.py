@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sdshim.core import names
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase
-from sdshim.daemon import exits, limits, loggers, pause, streams, terminals
+from sdshim.daemon import exits, limits, loggers, output, pause, streams, terminals
 from sdshim.daemon.delete import discard
 from sdshim.daemon.process import Exec, Task
 from sdshim.host.store import Broken
@@ -113,6 +113,7 @@ async def _adopt(node: Node, task: Process) -> None:
     begun = (Phase.CREATING, Phase.STARTING) if isinstance(task, Exec) else (Phase.CREATING,)
     if task.phase not in begun:  # the call that has begun connects its terminal itself
         terminals.pump(node, task)
+        await output.adopt(node, task)
     if task.phase in (Phase.CREATING, Phase.EXITED):
         return
     if isinstance(task, Exec) and task.phase is not Phase.RUNNING:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sdshim.core import loguri
+from sdshim.core import loguri, logs
 from sdshim.host import descriptors
 from sdshim.stdio import console as terminal
-from sdshim.stdio import fifo, logger, ownership
+from sdshim.stdio import fifo, journal, logger, ownership
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,8 +57,12 @@ async def hold(node: Node, task: Process) -> None:
     ones are more than there is room for.
     """
     me, held, folder = task.identity, task.held, node.store.folder(task.identity)
-    stdio = loguri.process_side(me.stdio, str(folder))
+    stdio = logs.process_side(me.stdio, str(folder), me.log.mode)
     fresh: list[str] = []
+    if me.log.piped:
+        fresh += journal.hold(held, me.stdio, folder)
+    elif me.log.mode == logs.NULL:
+        fresh += journal.hold_client(held, me.stdio)
     if takes_output := loguri.parse(me.stdio.stdout):
         fresh += logger.hold(held, takes_output, folder)
     if stdio.terminal:
@@ -84,6 +88,7 @@ def opened(node: Node, task: Process) -> None:
     that kept the end from its logger."""
     for name in (fifo.OPENING, *logger.WRITERS.values(), logger.READY):
         let_go(node, task, name)
+    node.output.attach(task)
 
 
 def close_stdin(node: Node, task: Process) -> None:
@@ -99,13 +104,17 @@ def let_go(node: Node, task: Process, stream: str) -> None:
 
 def finish(node: Node, task: Process) -> None:
     """There will be no more output from us: whoever reads sees the end of file, once he has read
-    what is there. What a logger has not read yet is held until `release`."""
+    what is there. What a logger, or the journal, has not taken yet is held until `release`."""
     if task.pump:
         task.pump.close()
         task.pump = None
     if task.identity.stdio.terminal:
         console_path(node, task).unlink(missing_ok=True)
-    unread = (fifo.STDOUT, fifo.STDERR) if loguri.parse(task.identity.stdio.stdout) else ()
+    unread: tuple[str, ...] = ()
+    if task.identity.log.piped:
+        unread = (fifo.STDOUT, fifo.STDERR, *journal.CLIENT.values())
+    elif loguri.parse(task.identity.stdio.stdout):
+        unread = (fifo.STDOUT, fifo.STDERR)
     for stream in task.held.ends.keys() - set(unread):
         let_go(node, task, stream)
 

@@ -37,6 +37,7 @@ async def remove_all(node: Node, task: Task) -> None:
     )
     await terminals.drained(task)
     streams.finish(node, task)
+    await node.output.drained(task)
     failed = [part for part in parts if isinstance(part, BaseException)]
     if not failed:
         await units.forget(node, task)  # it refers to its logger's

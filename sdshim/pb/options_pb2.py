@@ -13,7 +13,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sdshim/pb/options.proto\x12\tsdshim.v1\"\xb3\x01\n\x07Options\x12\x13\n\x0boci_runtime\x18\x01 \x01(\t\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x0e\n\x06notify\x18\x03 \x01(\x08\x12?\n\x0funit_properties\x18\x04 \x03(\x0b\x32&.sdshim.v1.Options.UnitPropertiesEntry\x1a\x35\n\x13UnitPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sdshim/pb/options.proto\x12\tsdshim.v1\"\x84\x02\n\x07Options\x12\x13\n\x0boci_runtime\x18\x01 \x01(\t\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x0e\n\x06notify\x18\x03 \x01(\x08\x12?\n\x0funit_properties\x18\x04 \x03(\x0b\x32&.sdshim.v1.Options.UnitPropertiesEntry\x12\x15\n\rlog_namespace\x18\x05 \x01(\t\x12\x1b\n\x13log_stdout_priority\x18\x06 \x01(\t\x12\x1b\n\x13log_stderr_priority\x18\x07 \x01(\t\x1a\x35\n\x13UnitPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, globals())
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sdshim.pb.options_pb2', globals())
@@ -23,7 +23,7 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _OPTIONS_UNITPROPERTIESENTRY._options = None
   _OPTIONS_UNITPROPERTIESENTRY._serialized_options = b'8\001'
   _OPTIONS._serialized_start=39
-  _OPTIONS._serialized_end=218
-  _OPTIONS_UNITPROPERTIESENTRY._serialized_start=165
-  _OPTIONS_UNITPROPERTIESENTRY._serialized_end=218
+  _OPTIONS._serialized_end=299
+  _OPTIONS_UNITPROPERTIESENTRY._serialized_start=246
+  _OPTIONS_UNITPROPERTIESENTRY._serialized_end=299
 # @@protoc_insertion_point(module_scope)

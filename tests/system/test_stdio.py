@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sdshim.pb import task_types_pb2
+from sdshim.pb import options_pb2, task_types_pb2
+from sdshim.pb.wellknown import pack
 from tests.system.jobs import Job, both
 from tests.system.taskclient import eventually
 
@@ -191,7 +192,8 @@ def test_the_others_are_dev_null(rig: Rig, where: str, given: str) -> None:
 
 @both
 def test_without_streams_all_are_dev_null_and_can_be_written_to(rig: Rig, where: str) -> None:
-    job = Job(rig, where, "sh", "-c", f"{_are_null(range(3))}; echo x && cat")
+    options = pack(options_pb2.Options(log="null"))  # else they are the journal's
+    job = Job(rig, where, "sh", "-c", f"{_are_null(range(3))}; echo x && cat", options=options)
     assert job.run() == 0
 
 

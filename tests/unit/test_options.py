@@ -194,10 +194,10 @@ def test_our_own_message() -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"log": "journal"}, "log 'journal' is not supported yet"),
-        ({"log": "both"}, "log 'both' is not supported yet"),
-        ({"log": "none"}, "log 'none' is not supported yet"),
         ({"log": "file"}, "log 'file' is not one of"),
+        ({"log_namespace": "../x"}, "log_namespace '../x' is not the name of"),
+        ({"log_stdout_priority": "loud"}, "log_stdout_priority 'loud' is neither"),
+        ({"log_stderr_priority": "8"}, "log_stderr_priority '8' is neither"),
         ({"notify": True}, "notify is not supported yet"),
         ({"oci_runtime": "../runc"}, "neither a name nor an absolute path"),
         ({"unit_properties": {"KillMode": "none", "Type": "simple"}}, "'KillMode', 'Type'"),

@@ -127,7 +127,8 @@ SandboxMetricsResponse: 1 metrics Metric
 ListenRequest: 1 namespace
 ListenResponse: 1 address
 CleanupRequest: 1 namespace, 2 id, 3 token, 4 bundle
-Options: 1 oci_runtime, 2 log, 3 notify bool, 4 unit_properties rep UnitPropertiesEntry
+Options: 1 oci_runtime, 2 log, 3 notify bool, 4 unit_properties rep UnitPropertiesEntry, \
+    5 log_namespace, 6 log_stdout_priority, 7 log_stderr_priority
 [sdshim.containerd]
 Nothing:
 Version: 1 version
