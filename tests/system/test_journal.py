@@ -43,7 +43,7 @@ def since(host: Host) -> str:
     return f"--cursor={shown.rpartition('cursor: ')[2].strip()}"
 
 
-def wish(**options: str) -> Any:
+def wish(**options: Any) -> Any:
     """Options of a task."""
     return pack(options_pb2.Options(**options))
 
