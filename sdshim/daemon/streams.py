@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sdshim.core import loguri, logs
+from sdshim.core import logs, loguri
 from sdshim.host import descriptors
 from sdshim.stdio import console as terminal
 from sdshim.stdio import fifo, journal, logger, ownership

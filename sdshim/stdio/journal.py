@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core import loguri
-from sdshim.core.errors import InvalidArgument
+from sdshim.core.errors import InvalidArgument, ResourceExhausted
 from sdshim.stdio.fifo import STDERR, STDOUT, open_ends
 
 if TYPE_CHECKING:
@@ -34,13 +34,17 @@ _ROOM = 1 << 20
 
 def hold(held: Held, stdio: Stdio, folder: Path) -> list[str]:
     """Make the FIFOs and open our ends, each unless it is there already; the names of the new ones.
-    Raises InvalidArgument when a path cannot be opened."""
+    Raises InvalidArgument when a path cannot be opened, ResourceExhausted when there is no room."""
     fresh = hold_client(held, stdio)
     wanted = []
     for stream in (STDOUT,) if stdio.terminal else (STDOUT, STDERR):
         path = str(folder / _FIFOS[stream])
-        with contextlib.suppress(FileExistsError):
+        try:
             os.mkfifo(path, 0o600)
+        except FileExistsError:
+            pass  # an earlier daemon's
+        except OSError as error:
+            raise ResourceExhausted(f"cannot make {path}", cause=str(error)) from error
         wanted.append((stream, path, os.O_RDONLY))
     return fresh + _open(held, wanted)
 
