@@ -128,7 +128,9 @@ class Daemon:
             config=self._config,
             facts=facts,
             manager=manager,
-            runtime=OciRuntime(os.environ, self._config.runtime_timeout),
+            runtime=OciRuntime(
+                os.environ, self._config.runtime_timeout, self._keeper, self._run_dir / "programs"
+            ),
             store=store,
             keeper=self._keeper,
             tracer=self._tracer,
@@ -147,7 +149,9 @@ class Daemon:
         fds = [
             (name, fd)
             for name, fd in taken
-            if name != MAIN_NAME and not self._server.adopt(name, fd)
+            if name != MAIN_NAME
+            and not self._server.adopt(name, fd)
+            and not node.runtime.sealed.adopt(name, fd)
         ]
         # a reply that stands in the log is sent from there: the task's record need not keep it
         open_calls = {call.key for call in self._call_log.open_calls() if call.reply is None}

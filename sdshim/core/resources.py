@@ -44,14 +44,6 @@ def decode(value: bytes) -> dict[str, Any]:
     return found
 
 
-def memory_limit(spec: Mapping[str, Any]) -> int | None:
-    """What an OCI spec limits memory to, in bytes; None when it does not (or not as a number)."""
-    part: Any = spec
-    for name in ("linux", "resources", "memory", "limit"):
-        part = part.get(name) if isinstance(part, dict) else None
-    return part if isinstance(part, int) and part > 0 else None
-
-
 def properties(resources: Mapping[str, Any], *, unified: bool) -> list[Property]:
     """The unit's properties for what the resources name; what they leave out stays as it is.
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sdshim.core import logs, loguri, names, rootfs, unitproperties
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sdshim.core.loguri import Logger
     from sdshim.core.model import Identity
 
@@ -31,8 +33,8 @@ EX_LINES_SINCE = 257
 MOUNT_ENVIRONMENT = "LIBMOUNT_FORCE_MOUNT2=always"
 """mount(8) from util-linux 2.39 on cannot take a lowerdir over 255 bytes without it (units 1)."""
 
-SMALL = 32 << 20
-"""Below this limit of memory a copy of the runtime's program counts (launcher/sealed.py)."""
+SEALED = "SDSHIM_SEALED"
+"""Variable of the unit's scripts (launcher/streams.sh): stdin is the runtime's program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,6 @@ class InitUnit:
     stop_signal: int = 15
     stop_timeout_us: int = 10_000_000
     start_timeout_us: int = 300_000_000
-    memory_limit: int | None = None
-    """Of the container, bytes."""
 
 
 def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
@@ -130,6 +130,27 @@ def exec_properties(unit: ExecUnit, host: HostFacts) -> list[Property]:
         *_common(me, unit.state_dir, unit.description, unit.start_timeout_us),
         *_limits(unit.limits),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class SealedProgram:
+    """A copy of the OCI runtime's program to run it from (runtime/sealed.py)."""
+
+    fd: int
+    link: str
+    """What the unit's script executes: it leads to the descriptor, and bears the runtime's name."""
+
+
+def run_from(program: SealedProgram, properties: Sequence[Property]) -> list[Property]:
+    """The same init or exec unit with the runtime run from a copy of its program. systemd holds a
+    descriptor that it was passed until the unit is inactive (units 6); all its lines get it."""
+    changed: dict[str, Property] = {
+        "StandardInput": ("StandardInputFileDescriptor", "h", program.fd),
+    }
+    for name, signature, value in properties:
+        if name == "Environment":
+            changed[name] = (name, signature, [*value, f"{SEALED}={program.link}"])
+    return [changed.get(one[0], one) for one in properties]
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +326,5 @@ def _create_argv(unit: InitUnit, host: HostFacts) -> list[str]:
     sup = "-"
     if host.unified and host.systemd < DELEGATE_SUBGROUP_SINCE and me.owns_cgroup:
         sup = f"/sys/fs/cgroup{me.cgroup.rpartition('/')[0]}/{SUP}"
-    streams = _streams(me, unit.state_dir)
-    limit = unit.memory_limit
-    is_runc = unit.runtime_argv[0].rpartition("/")[2].startswith("runc")
-    sealed = [f"{host.launcher}/sealed"] if limit and limit < SMALL and is_runc else []
-    argv = [unit.state_dir, sup, *streams, "--", *sealed, *unit.runtime_argv]
+    argv = [unit.state_dir, sup, *_streams(me, unit.state_dir), "--", *unit.runtime_argv]
     return [f"{host.launcher}/create", *argv]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core import resources, spans, unitproperties
+from sdshim.core import spans, unitproperties
 from sdshim.core.errors import (
     AlreadyExists,
     Canceled,
@@ -118,10 +118,7 @@ async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> s
     """Start the unit; how its start job ended."""
     me = task.identity
     argv = node.runtime.create_argv(me, node.store.folder(me), streams.console(node, task))
-    limit = resources.memory_limit(planned.spec)
-    return await units.start_init(
-        node, task, argv, planned.description, peer_pid, memory_limit=limit
-    )
+    return await units.start_init(node, task, argv, planned.description, peer_pid)
 
 
 async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:

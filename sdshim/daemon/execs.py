@@ -143,15 +143,16 @@ async def _run(node: Node, call: Call, child: Exec) -> bytes:
 async def _start_unit(node: Node, child: Exec, peer_pid: int) -> str:
     me = child.identity
     folder = node.store.folder(me)
+    argv = node.runtime.exec_argv(me, folder, streams.console(node, child))
     unit = ExecUnit(
         identity=me,
         state_dir=str(folder),
-        runtime_argv=tuple(node.runtime.exec_argv(me, folder, streams.console(node, child))),
+        runtime_argv=tuple(argv),
         description=f"Exec {me.exec_id} in container {child.key}",
         limits=units.inherited_limits(me, peer_pid),
         start_timeout_us=int(node.config.create_timeout * 1e6),
     )
-    return await units.start(node, child, exec_properties(unit, node.facts))
+    return await units.start(node, child, exec_properties(unit, node.facts), argv[0])
 
 
 async def _finish(node: Node, call: Call, child: Exec, result: str) -> bytes:

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core.unitspec import InitUnit, init_properties
+from sdshim.core.unitspec import InitUnit, init_properties, run_from
 from sdshim.daemon import timings
 from sdshim.host import cgroup
 from sdshim.host.process import limits_of
@@ -28,10 +28,13 @@ PRUNE_PAUSES_S = (0.005, 0.02, 0.1, 0.3, 0.0)
 """Between the tries to remove a cgroup that is in use."""
 
 
-async def start(node: Node, process: Process, properties: Sequence[Property]) -> str:
-    """Start the unit; how its start job ended."""
+async def start(node: Node, process: Process, properties: Sequence[Property], runtime: str) -> str:
+    """Start the unit, whose script executes `runtime`; how its start job ended."""
     with node.tracer.span("systemd.StartTransientUnit", timings.about(process)) as span:
-        job = await node.manager.start_transient(process.identity.unit, properties)
+        async with node.runtime.sealed.lend(runtime) as program:
+            if program:
+                properties = run_from(program, properties)
+            job = await node.manager.start_transient(process.identity.unit, properties)
         result = await job.wait()
         span.set("systemd.job.result", result)
         await timings.record(node, process)
@@ -45,7 +48,6 @@ async def start_init(
     description: str,
     peer_pid: int,
     environment: tuple[str, ...] = (),
-    memory_limit: int | None = None,
 ) -> str:
     """Start the unit that is the container, with the OCI runtime's `argv`; how its job ended.
     The container has the limits of the processes of `peer_pid`, containerd."""
@@ -56,11 +58,10 @@ async def start_init(
         description=description,
         limits=inherited_limits(task.identity, peer_pid),
         environment=environment,
-        memory_limit=memory_limit,
         stop_timeout_us=int(node.config.stop_timeout * 1e6),
         start_timeout_us=int(node.config.create_timeout * 1e6),
     )
-    return await start(node, task, init_properties(unit, node.facts))
+    return await start(node, task, init_properties(unit, node.facts), argv[0])
 
 
 def inherited_limits(me: Identity, peer_pid: int) -> tuple[tuple[str, int], ...]:

@@ -1,7 +1,7 @@
 # Sourced by `create` and `exec`, which set state, stdin, stdout and stderr; no process is started.
 #   STDxxx  `-` for /dev/null, `=` to keep what the unit gave, or a path: FIFO or existing file
 # The daemon (or systemd, for it) holds the other end of each FIFO: no open here waits for a client.
-# shellcheck shell=sh disable=SC2154
+# shellcheck shell=sh disable=SC2034,SC2154
 
 die() {
     status=$1
@@ -31,13 +31,21 @@ check() {
     done
 }
 
+# Called with SDSHIM_SEALED set: stdin is a copy of the runtime's program to run it from, and the
+# variable a link to /proc/self/fd/9 that bears its name (runtime/sealed.py). The runtimes pass on
+# no descriptor but 0 to 2, to hooks neither.
+take_program() {
+    exec 9<&0 </dev/null
+    if [ -x "$SDSHIM_SEALED" ]; then program=$SDSHIM_SEALED; else exec 9<&-; fi
+}
+
 # The runtime's environment has nothing of the unit's: OCI hooks inherit it (systemd.exec(5)).
 # NOTIFY_SOCKET is left to the caller.
 forget() {
     unset LISTEN_FDS LISTEN_PID LISTEN_FDNAMES LISTEN_PIDFDID FDSTORE \
         WATCHDOG_USEC WATCHDOG_PID INVOCATION_ID JOURNAL_STREAM SYSTEMD_EXEC_PID \
         MEMORY_PRESSURE_WATCH MEMORY_PRESSURE_WRITE MAINPID MANAGERPID MANAGERPIDFDID PIDFILE \
-        SDSHIM_TOKEN LIBMOUNT_FORCE_MOUNT2 CREDENTIALS_DIRECTORY RUNTIME_DIRECTORY \
+        SDSHIM_TOKEN SDSHIM_SEALED LIBMOUNT_FORCE_MOUNT2 CREDENTIALS_DIRECTORY RUNTIME_DIRECTORY \
         STATE_DIRECTORY CACHE_DIRECTORY LOGS_DIRECTORY CONFIGURATION_DIRECTORY DEBUG_INVOCATION \
         REMOTE_ADDR REMOTE_PORT TRIGGER_UNIT TRIGGER_PATH TRIGGER_TIMER_REALTIME_USEC \
         TRIGGER_TIMER_MONOTONIC_USEC SERVICE_RESULT EXIT_CODE EXIT_STATUS

@@ -23,6 +23,11 @@ def prefix(binary: str, options: RuntimeOptions, namespace: str, state_dir: str)
     return [binary, "--root", root, "--log", f"{state_dir}/{LOG}", "--log-format", "json"]
 
 
+def is_crun(binary: str) -> bool:
+    """Whether a program is crun, as its name tells."""
+    return binary.rpartition("/")[2].startswith("crun")
+
+
 def create(
     base: list[str],
     options: RuntimeOptions,
@@ -90,7 +95,7 @@ def restore(
     argv = [*base, "restore", "--image-path", me.checkpoint, "--work-path", work, *_allowed(wish)]
     argv += ["--detach", "--pid-file", f"{state_dir}/{PID_FILE}"]
     argv += ["--console-socket", console] if console else []
-    if not base[0].rpartition("/")[2].startswith("crun"):  # which knows neither
+    if not is_crun(base[0]):  # which knows neither
         argv += ["--no-pivot"] if me.runtime.no_pivot_root else []
         argv.append("--no-subreaper")
     return [*argv, "--bundle", me.bundle, me.id]

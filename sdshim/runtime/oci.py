@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 from sdshim.core.errors import DeadlineExceeded, NotFound, ShimError, Unavailable, UnknownError
 from sdshim.runtime import commands, process
 from sdshim.runtime.criu import Criu
+from sdshim.runtime.sealed import Sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from sdshim.core.criu import Wish
     from sdshim.core.model import Identity
+    from sdshim.runtime.sealed import Keeper
 
 START_LOCK = "start.lock"
 LOCK = "runtime.lock"
@@ -34,13 +36,16 @@ OUTPUT = "runtime.out"
 
 
 class OciRuntime:
-    """Runs the OCI runtime for tasks; holds no state of its own."""
+    """Runs the OCI runtime for tasks; holds no state of its own but copies of its program."""
 
-    def __init__(self, environment: Mapping[str, str], seconds: float) -> None:
-        """`seconds`: what one command may take."""
+    def __init__(
+        self, environment: Mapping[str, str], seconds: float, keeper: Keeper, programs: Path
+    ) -> None:
+        """`seconds`: what one command may take; `programs`: a folder for `sealed`."""
         self._environment = process.clean_environment(environment)
         self._seconds = seconds
         self.criu = Criu(self._environment, seconds)
+        self.sealed = Sealed(keeper, programs, self._environment, seconds)
 
     def prepare(self, state_dir: Path) -> None:
         """Make what `start` and `delete` will write to: the container must be able to go when no
@@ -163,15 +168,19 @@ class OciRuntime:
         log, output = state_dir / commands.LOG, state_dir / OUTPUT
         with contextlib.suppress(FileNotFoundError):
             os.truncate(log, 0)
+        crun = commands.is_crun(argv[0])  # it would copy itself each time
+        lent = self.sealed.lend(argv[0]) if crun else _no_copy()
         try:
-            status = await process.run(
-                argv,
-                self._environment,
-                output,
-                seconds=self._seconds,
-                lock_fd=lock,
-                stdin=stdin,
-            )
+            async with lent as copy:
+                status = await process.run(
+                    argv,
+                    self._environment,
+                    output,
+                    seconds=self._seconds,
+                    lock_fd=lock,
+                    stdin=stdin,
+                    program=f"/proc/self/fd/{copy.fd}" if copy else "",
+                )
         except TimeoutError:
             raise self._hangs(prefix, argv[0]) from None
         if status:
@@ -198,6 +207,11 @@ class OciRuntime:
                 until, killed = time.monotonic() + process.DYING_S, True
             await asyncio.sleep(pause)
             pause = min(2 * pause, POLL_S[1])
+
+
+@contextlib.asynccontextmanager
+async def _no_copy() -> AsyncIterator[None]:
+    yield None
 
 
 @contextlib.contextmanager

@@ -71,9 +71,11 @@ async def run(
     seconds: float,
     lock_fd: int | None = None,
     stdin: Path = NO_INPUT,
+    program: str = "",
 ) -> int:
-    """Run `argv` to its end; its output replaces what `output` held. Returns the exit status,
-    128+signal when it was killed. Cancelling stops the wait, never the child.
+    """Run `argv` to its end, from the file `program` if that is another one than argv[0]; its
+    output replaces what `output` held. Returns the exit status, 128+signal when it was killed.
+    Cancelling stops the wait, never the child.
 
     Raises TimeoutError when it has not ended after `seconds`: it and its process group have got
     SIGKILL then. Raises ResourceExhausted or Unavailable when the child cannot be started.
@@ -88,7 +90,7 @@ async def run(
         actions.append((os.POSIX_SPAWN_DUP2, lock_fd, LOCK_FD))
     try:
         pid = os.posix_spawn(  # noqa: ASYNC221 (returns at exec, the wait is bounded below)
-            argv[0], argv, dict(environment), file_actions=actions, setpgroup=0
+            program or argv[0], argv, dict(environment), file_actions=actions, setpgroup=0
         )
     except OSError as error:
         raise scarce(error) or Unavailable(f"cannot run {argv[0]}", cause=str(error)) from error

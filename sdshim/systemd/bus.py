@@ -1,4 +1,4 @@
-"""The D-Bus connection: the one importer of dbus-next.
+"""The D-Bus connection: with `wire`, its pure half, the one importer of dbus-next.
 
 Owns one connection to the system bus, its match rules, the calls in flight, and the task that dials
 again when the bus goes away. Nothing here knows systemd; `manager` does.
@@ -17,24 +17,20 @@ new connection the match rules are in place before any call goes out, then the `
 callbacks run in a task of their own; a further loss cancels them and starts them anew.
 
 Limits of dbus-daemon kept in mind: 128 open calls (a semaphore holds ours to 100) and 512 match
-rules per connection. File descriptors are not passed.
+rules per connection. File descriptors are passed with calls, never taken.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import os
-import struct
-from dataclasses import dataclass, field
+import socket
+from array import array
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
-from dbus_next import Message, MessageFlag, MessageType, Variant
-from dbus_next._private.unmarshaller import Unmarshaller
+from dbus_next import Message, MessageFlag, MessageType
 
-from sdshim.core.errors import InvalidArgument
 from sdshim.systemd.errors import (
     DBUS,
     DISCONNECTED,
@@ -44,6 +40,17 @@ from sdshim.systemd.errors import (
     NotDelivered,
     Uncertain,
     error_from,
+)
+from sdshim.systemd.wire import (
+    Rule,
+    Signal,
+    decode,
+    frame_length,
+    headers_only,
+    label,
+    listed,
+    plain,
+    socket_paths,
 )
 
 if TYPE_CHECKING:
@@ -59,90 +66,17 @@ DIAL_TIMEOUT = 5.0
 OUTAGE_WAIT = 10.0
 BACKOFF_FIRST = 0.02
 BACKOFF_MAX = 0.25
-MAX_MESSAGE = 128 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """A signal as received; variants in `body` are already plain values."""
-
-    path: str
-    interface: str
-    member: str
-    body: list[Any]
-
-
-def typed(properties: Sequence[tuple[str, str, object]]) -> list[object]:
-    """(name, signature, value) as the body of an ``a(sv)``; tuples in a value serve as structs."""
-    packed: list[object] = []
-    for name, signature, value in properties:
-        try:
-            packed.append([name, Variant(signature, _listed(value))])
-        except ValueError as error:
-            raise BadProperty(f"{DBUS}.Error.InvalidArgs", str(error), name) from error
-    return packed
-
-
-def _listed(value: object) -> object:
-    if isinstance(value, tuple | list):
-        return [_listed(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Variant):
-        return _plain(value.value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
-def _decode(frame: bytes) -> Any:
-    return Unmarshaller(io.BytesIO(frame)).unmarshall()
-
-
-def _frame_length(head: bytes | bytearray) -> int:
-    """Length of the message whose first 16 bytes are `head`."""
-    if head[0] not in b"lB":
-        raise ValueError("not a D-Bus message")
-    body, _serial, fields = struct.unpack_from("<III" if head[0] == ord("l") else ">III", head, 4)
-    length: int = 16 + (fields + 7) // 8 * 8 + body
-    if length > MAX_MESSAGE:
-        raise ValueError(f"a message of {length} bytes")
-    return length
-
-
-def _headers_only(frame: bytes) -> bytes:
-    """The same message with an empty body: what is left when a body cannot be decoded."""
-    fields = struct.unpack_from("<I" if frame[0] == ord("l") else ">I", frame, 12)[0]
-    return frame[:4] + bytes(4) + frame[8 : 16 + (fields + 7) // 8 * 8]
-
-
-def socket_paths(address: str) -> list[str]:
-    """Socket paths (abstract ones with a leading NUL) of a D-Bus address, in order."""
-    paths = []
-    for part in filter(None, address.split(";")):
-        transport, _, options = part.partition(":")
-        values = dict(option.partition("=")[::2] for option in options.split(",") if option)
-        if transport == "unix" and "path" in values:
-            paths.append(unquote(values["path"]))
-        elif transport == "unix" and "abstract" in values:
-            paths.append("\0" + unquote(values["abstract"]))
-    if not paths:
-        raise InvalidArgument(f"D-Bus address {address!r} names no unix socket")
-    return paths
 
 
 class _Link(asyncio.Protocol):
     """One connection, from dialling to its loss; never used again after it."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, sock: socket.socket) -> None:
         self._bus = bus
+        self._sock = sock
         self._transport: asyncio.Transport | None = None
+        self._flushed = asyncio.Event()
+        self._flushed.set()
         self._buffer = bytearray()
         self._greeted = False
         self._serial = 0
@@ -156,9 +90,16 @@ class _Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        transport.set_write_buffer_limits(0)  # pause_writing as soon as anything has to wait
         uid = str(os.getuid()).encode().hex()
-        # BEGIN is sent without waiting for OK, as sd-bus does: one round trip less after an outage
-        transport.write(f"\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n".encode())
+        # All at once, without waiting for OK, as sd-bus does: no round trips after an outage
+        transport.write(f"\0AUTH EXTERNAL {uid}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n".encode())
+
+    def pause_writing(self) -> None:
+        self._flushed.clear()
+
+    def resume_writing(self) -> None:
+        self._flushed.set()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -174,16 +115,20 @@ class _Link(asyncio.Protocol):
         reason = f"the bus connection was lost ({exc or 'end of file'})"
         for future, call in pending.values():
             if not future.done():
-                future.set_exception(Uncertain(DISCONNECTED, reason, _label(call)))
+                future.set_exception(Uncertain(DISCONNECTED, reason, label(call)))
         self._transport = None
+        self._flushed.set()
         self._bus._lost(self)
 
     def _read_greeting(self) -> bool:
         line, newline, rest = self._buffer.partition(b"\r\n")
+        if newline and not line.startswith(b"OK "):
+            raise ValueError(f"authentication failed: {bytes(line)!r}")
+        line, newline, rest = rest.partition(b"\r\n")
         if not newline:
             return False
-        if not line.startswith(b"OK "):
-            raise ValueError(f"authentication failed: {bytes(line)!r}")
+        if line != b"AGREE_UNIX_FD":
+            raise ValueError(f"the bus passes no descriptors: {bytes(line)!r}")
         self._greeted = True
         self._buffer = rest
         return True
@@ -191,7 +136,7 @@ class _Link(asyncio.Protocol):
     def _read_frames(self) -> None:
         offset, end = 0, len(self._buffer)
         while end - offset >= 16:
-            length = _frame_length(self._buffer[offset : offset + 16])
+            length = frame_length(self._buffer[offset : offset + 16])
             if end - offset < length:
                 break
             self._receive(bytes(self._buffer[offset : offset + length]))
@@ -202,11 +147,11 @@ class _Link(asyncio.Protocol):
     def _receive(self, frame: bytes) -> None:
         fault = None
         try:
-            message = _decode(frame)
+            message = decode(frame)
         except Exception as error:  # whatever the library makes of it: one message, not the bus
             fault = f"the reply cannot be decoded: {error!r}"
             try:
-                message = _decode(_headers_only(frame))
+                message = decode(headers_only(frame))
             except Exception:
                 log.exception("D-Bus message of %d bytes cannot be decoded", len(frame))
                 return
@@ -217,7 +162,7 @@ class _Link(asyncio.Protocol):
             log.error("D-Bus %s from %s: %s", message.member, message.sender, fault)
         elif kind is MessageType.SIGNAL:
             self._bus._dispatch(
-                Signal(message.path, message.interface, message.member, _plain(message.body))
+                Signal(message.path, message.interface, message.member, plain(message.body))
             )
         elif not message.flags & MessageFlag.NO_REPLY_EXPECTED:
             text = "this program offers no methods"
@@ -230,37 +175,64 @@ class _Link(asyncio.Protocol):
             return
         if message.message_type is MessageType.ERROR:
             text = message.body[0] if message.body and isinstance(message.body[0], str) else ""
-            future.set_exception(error_from(message.error_name, text, _label(call)))
+            future.set_exception(error_from(message.error_name, text, label(call)))
         elif fault:
             name = f"{DBUS}.Error.InconsistentMessage"
-            future.set_exception(Uncertain(name, fault, _label(call)))
+            future.set_exception(Uncertain(name, fault, label(call)))
         else:
-            future.set_result(_plain(message.body))
+            future.set_result(plain(message.body))
 
     def _send(self, message: Any) -> int:
-        if self._transport is None or self._transport.is_closing():
-            raise NotDelivered(NO_SERVER, "the bus connection is lost", _label(message))
-        self._serial = self._serial % 0xFFFFFFFF + 1
-        message.serial = self._serial
-        try:
-            data = message._marshall()
-        except ValueError as error:  # a value that its signature does not allow
-            name = f"{DBUS}.Error.InvalidArgs"
-            raise BadProperty(name, str(error), _label(message)) from error
+        data = self._marshalled(message)
+        assert self._transport is not None
         self._transport.write(data)
         return self._serial
 
+    async def _send_with_descriptors(self, message: Any) -> int:
+        """They go with the first byte, so nothing of ours may wait in front of it."""
+        extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", message.unix_fds))]
+        while True:
+            await self._flushed.wait()
+            data = self._marshalled(message)
+            try:
+                sent = self._sock.sendmsg([data], extra)
+                break
+            except BlockingIOError:  # the bus reads nothing; the transport has nothing to write
+                await _writable(self._sock)
+            except OSError as error:
+                raise NotDelivered(NO_SERVER, str(error), label(message)) from error
+        assert self._transport is not None
+        self._transport.write(data[sent:])
+        return self._serial
+
+    def _marshalled(self, message: Any) -> bytes:
+        """The message with the next serial number."""
+        if self._transport is None or self._transport.is_closing():
+            raise NotDelivered(NO_SERVER, "the bus connection is lost", label(message))
+        self._serial = self._serial % 0xFFFFFFFF + 1
+        message.serial = self._serial
+        try:
+            data: bytes = message._marshall(negotiate_unix_fd=bool(message.unix_fds))
+        except ValueError as error:  # a value that its signature does not allow
+            name = f"{DBUS}.Error.InvalidArgs"
+            raise BadProperty(name, str(error), label(message)) from error
+        return data
+
     async def call(self, message: Any, timeout: float) -> list[Any]:  # noqa: ASYNC109
         """Send a method call and wait for its answer; a cancelled wait leaves nothing behind."""
-        serial = self._send(message)
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._pending[serial] = (future, message)
+        serial = 0
         try:
             async with asyncio.timeout(timeout):
+                if message.unix_fds:
+                    serial = await self._send_with_descriptors(message)
+                else:
+                    serial = self._send(message)
+                self._pending[serial] = (future, message)
                 return await future
         except TimeoutError:
             text = f"no answer within {timeout:g} s"
-            raise Uncertain(f"{DBUS}.Error.Timeout", text, _label(message)) from None
+            raise Uncertain(f"{DBUS}.Error.Timeout", text, label(message)) from None
         finally:
             self._pending.pop(serial, None)
 
@@ -268,32 +240,6 @@ class _Link(asyncio.Protocol):
         """Drop the connection; `connection_lost` follows in the next turn of the loop."""
         if self._transport is not None:
             self._transport.abort()
-
-
-@dataclass(slots=True)
-class _Rule:
-    """One match rule with its handlers and what is compared here (the bus compares the rest)."""
-
-    path: str | None
-    interface: str | None
-    member: str | None
-    arg0: str | None
-    handlers: list[Callable[[Signal], None]] = field(default_factory=list)
-
-    @classmethod
-    def parse(cls, rule: str) -> _Rule:
-        pairs = (part.partition("=") for part in rule.split(",") if part)
-        parts = {key: value.strip("'") for key, _, value in pairs}
-        get = parts.get
-        return cls(get("path"), get("interface"), get("member"), get("arg0"))
-
-    def matches(self, signal: Signal) -> bool:
-        return (
-            self.member in (None, signal.member)
-            and self.interface in (None, signal.interface)
-            and self.path in (None, signal.path)
-            and (self.arg0 is None or signal.body[:1] == [self.arg0])
-        )
 
 
 class Bus:
@@ -304,7 +250,7 @@ class Bus:
         self._paths = socket_paths(address)
         self._outage_wait = outage_wait
         self._slots = asyncio.Semaphore(MAX_OPEN_CALLS)
-        self._rules: dict[str, _Rule] = {}
+        self._rules: dict[str, Rule] = {}
         self._callbacks: list[Callable[[], Awaitable[None]]] = []
         self._link: _Link | None = None
         self._up = asyncio.Event()
@@ -351,9 +297,11 @@ class Bus:
         signature: str = "",
         body: Sequence[object] = (),
         *,
+        fds: Sequence[int] = (),
         timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109 (per call, not per wait for the bus)
     ) -> list[Any]:
-        """Call a method; the answer's body with variants unwrapped. Errors are `BusError`s."""
+        """Call a method; the answer's body with variants unwrapped. Errors are `BusError`s. A value
+        of type ``h`` in the body is an index into `fds`, whose copies go along."""
         try:
             message = Message(
                 destination=destination,
@@ -361,7 +309,8 @@ class Bus:
                 interface=interface,
                 member=member,
                 signature=signature,
-                body=_listed(body),
+                body=listed(body),
+                unix_fds=list(fds),
             )
         except (TypeError, ValueError) as error:  # dbus-next's checks of names and signatures
             raise BadProperty(f"{DBUS}.Error.InvalidArgs", str(error), member) from error
@@ -375,7 +324,7 @@ class Bus:
         """Hand every signal that `rule` matches to `handler` until `remove_match`."""
         known = self._rules.get(rule)
         if known is None:
-            known = self._rules[rule] = _Rule.parse(rule)
+            known = self._rules[rule] = Rule.parse(rule)
             known.handlers.append(handler)
             try:
                 await self.call(DBUS, DBUS_PATH, DBUS, "AddMatch", "s", [rule])
@@ -410,12 +359,11 @@ class Bus:
 
     async def _dial(self) -> None:
         """Connect, say Hello and put the match rules in place; only then is the link used."""
-        loop = asyncio.get_running_loop()
         errors: list[OSError] = []
         for path in self._paths:
             try:
                 async with asyncio.timeout(DIAL_TIMEOUT):
-                    _, link = await loop.create_unix_connection(lambda: _Link(self), path)
+                    link = await self._connect(path)
                 break
             except OSError as error:  # TimeoutError is one
                 errors.append(error)
@@ -436,6 +384,18 @@ class Bus:
         self.connections += 1
         self._down.clear()
         self._up.set()
+
+    async def _connect(self, path: str) -> _Link:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        loop = asyncio.get_running_loop()
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, path)
+            _, link = await loop.create_unix_connection(lambda: _Link(self, sock), sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        return link
 
     async def _keep(self) -> None:
         """Dial again after each loss, until cancelled."""
@@ -494,7 +454,14 @@ def _to_bus(member: str, signature: str = "", body: Sequence[object] = ()) -> An
     )
 
 
-def _label(call: Any) -> str:
-    """The call in error texts: its member and short plain arguments, never property values."""
-    words = [call.member, *(a for a in call.body if isinstance(a, str) and len(a) <= 255)]
-    return " ".join(words)
+async def _writable(sock: socket.socket) -> None:
+    """Wait until the socket takes something."""
+    loop = asyncio.get_running_loop()
+    writable = asyncio.Event()
+    copy = os.dup(sock.fileno())  # the loop knows the socket as its transport's
+    loop.add_writer(copy, writable.set)
+    try:
+        await writable.wait()
+    finally:
+        loop.remove_writer(copy)
+        os.close(copy)

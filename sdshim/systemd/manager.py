@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Literal
 
 from sdshim.core.errors import ShimError
 from sdshim.systemd import signals
-from sdshim.systemd.bus import Signal, typed
 from sdshim.systemd.errors import (
     DBUS,
     SYSTEMD,
@@ -48,6 +47,7 @@ from sdshim.systemd.questions import (
     integer,
     items,
 )
+from sdshim.systemd.wire import Signal, descriptors, typed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,12 +140,13 @@ class Manager(Questions):
         again: its Asserts on the exit record make that harmless.
         """
         body: list[object] = [unit, mode, typed(properties), []]
+        fds = descriptors(properties)
         pinned = any(name == "AddRef" and value for name, _, value in properties)
         pause, destructive, lost = PAUSE_FIRST, 0, 0
         while True:
             try:
                 job = await self._queue(
-                    "start", unit, "StartTransientUnit", "ssa(sv)a(sa(sv))", body
+                    "start", unit, "StartTransientUnit", "ssa(sv)a(sa(sv))", body, fds=fds
                 )
                 break
             except Destructive:
@@ -196,13 +197,14 @@ class Manager(Questions):
         signature: str,
         body: list[object],
         *,
+        fds: Sequence[int] = (),
         again: bool = False,
     ) -> Job:
         # JobRemoved may arrive before the reply that tells the job's id: keep what is heard of
         # this unit meanwhile
         self._queueing[unit] = self._queueing.get(unit, 0) + 1
         try:
-            reply = await self._call(member, signature, *body, again=again)
+            reply = await self._call(member, signature, *body, fds=fds, again=again)
             return self._job(int(str(reply[0]).rpartition("/")[2]), unit, kind)
         finally:
             self._queueing[unit] -= 1

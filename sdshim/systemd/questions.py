@@ -186,6 +186,7 @@ class Questions:
         *body: object,
         path: str = PATH,
         interface: str = MANAGER,
+        fds: Sequence[int] = (),
         again: bool = True,
     ) -> list[object]:
         """Call systemd; sent again while it is not delivered, and, with `again`, after a lost
@@ -194,7 +195,8 @@ class Questions:
         patience, pause = loop.time() + PATIENCE, PAUSE_FIRST
         while True:
             try:
-                return await self._bus.call(SYSTEMD, path, interface, member, signature, body)
+                call = self._bus.call
+                return await call(SYSTEMD, path, interface, member, signature, body, fds=fds)
             except (NotDelivered, Uncertain) as error:
                 lost = isinstance(error, Uncertain)
                 if lost and (not again or error.name == f"{DBUS}.Error.Timeout"):

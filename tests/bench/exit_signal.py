@@ -25,8 +25,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sdshim.core.names import unit_path
-from sdshim.systemd.bus import Bus, Signal, typed
+from sdshim.systemd.bus import Bus
 from sdshim.systemd.manager import Manager
+from sdshim.systemd.wire import Signal, decode, typed
 from tests.host import Host
 
 REPOSITORY = Path(__file__).parents[2]
@@ -216,13 +217,12 @@ def count_messages() -> list[int]:
     from sdshim.systemd import bus as room
 
     counted = [0]
-    decode = room._decode
 
     def counting(frame: bytes) -> object:
         counted[0] += 1
         return decode(frame)
 
-    room._decode = counting
+    vars(room)["decode"] = counting
     return counted
 
 

@@ -20,8 +20,8 @@ ALLOWED = {
     "cli": {"core", "pb", "daemon", "api", "survey", "cli", *MIDDLE},
     "launcher": {"launcher"},
 }
-ONE_IMPORTER = {
-    "dbus_next": "sdshim/systemd/bus.py",
+ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
+    "dbus_next": ("sdshim/systemd/bus.py", "sdshim/systemd/wire.py"),
     "systemd": "sdshim/systemd/journal.py",
     "opentelemetry": "sdshim/telemetry/",
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
@@ -16,7 +16,6 @@ from tests.unit.test_launcher_kit import LAUNCHER, forks, tracer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 class Unit:
@@ -29,11 +28,11 @@ class Unit:
         self.tracer: list[str] = []
         self.env = {"PATH": f"{root}:/usr/bin:/bin"}
 
-    def create(self, *arguments: str) -> int:
+    def create(self, *arguments: str, stdin: IO[bytes] | int = subprocess.DEVNULL) -> int:
         with (self.state / "stderr").open("ab") as errors:
             return subprocess.run(
                 [*self.tracer, "/bin/sh", str(LAUNCHER / "create"), str(self.state), *arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env=self.env,
@@ -288,32 +287,33 @@ def test_an_end_that_a_client_wished_is_not_the_oom_killers(
     assert (unit.state / "exit").read_text() == f"f00 - {result} killed KILL\n"
 
 
-# The sealed runtime
+# The runtime's program as stdin
 
 
-def _sealed(*argv: str) -> subprocess.CompletedProcess[str]:
-    command = ["/bin/sh", str(LAUNCHER / "sealed"), *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+def _with_program(unit: Unit, program: Path | str, link: str, *arguments: str) -> int:
+    unit.env["SDSHIM_SEALED"] = link
+    with Path(program).open("rb") as file:
+        return unit.create("-", "-", "-", "-", "--", *arguments, stdin=file)
 
 
-def test_the_runtime_is_run_from_a_copy_that_nobody_can_write_to() -> None:
-    program = "import fcntl; print(fcntl.fcntl(open('/proc/self/exe'), fcntl.F_GET_SEALS))"
-    python = os.path.realpath(sys.executable)
-    assert _sealed(python, "-I", "-S", "-c", program).stdout == "15\n"
-    assert _sealed("/bin/sh", "-c", 'echo "$0 $1"; exit 7', "a b", "c").returncode == 7
+def test_the_runtime_is_run_from_the_program_at_its_input_and_bears_its_name(unit: Unit) -> None:
+    link = unit.root / "programs"
+    link.symlink_to("/proc/self/fd/9")
+    told = unit.root / "told"
+    command = f'{{ echo "$0"; readlink /proc/$$/exe /proc/$$/fd/0; env; }} >{told}'
+    shell = os.path.realpath("/bin/sh")
+    assert _with_program(unit, shell, str(link), "/bin/cat", "-c", command) == 0
+    lines = told.read_text().splitlines()
+    assert lines[:3] == [str(link), shell, "/dev/null"]
+    assert not [line for line in lines if line.startswith("SDSHIM_")]
 
 
-def test_a_runtime_that_cannot_be_copied_is_run_as_it_is(unit: Unit) -> None:
-    script = unit.root / "runc"
-    script.write_text('#!/bin/sh\necho "$0 $*"\n')
-    script.chmod(0o755)
-    assert _sealed(str(script), "create", "c 1").stdout == f"{script} create c 1\n"
-
-
-def test_a_runtime_that_is_not_there_is_an_error() -> None:
-    done = _sealed("/nowhere/runc", "create")
-    assert done.returncode != 0
-    assert "/nowhere/runc" in done.stderr
+@pytest.mark.parametrize("link", ["/nowhere", "/proc/self/fd/9"])
+def test_without_a_program_at_its_input_the_runtime_is_run_as_it_is(unit: Unit, link: str) -> None:
+    told = unit.root / "told"
+    command = f"readlink /proc/$$/exe /proc/$$/fd/0 >{told}; [ ! -e /proc/self/fd/9 ] >>{told}"
+    assert _with_program(unit, os.devnull, link, "/bin/sh", "-c", command) == 0
+    assert told.read_text().splitlines() == [os.path.realpath("/bin/sh"), "/dev/null"]
 
 
 # Loggers

@@ -11,7 +11,6 @@ from sdshim.core.resources import (
     INFINITY,
     decode,
     fitting,
-    memory_limit,
     properties,
     raised,
 )
@@ -148,19 +147,3 @@ def test_a_memory_limit_below_what_is_used_must_wait_and_nothing_else() -> None:
     assert fitting(given, 6) == (given, [])
     assert fitting(given, None) == (given, [])
     assert fitting([("MemoryMax", "t", INFINITY)], 7)[1] == []
-
-
-@pytest.mark.parametrize(
-    ("spec", "limit"),
-    [
-        ({"linux": {"resources": {"memory": {"limit": 6}}}}, 6),
-        ({"linux": {"resources": {"memory": {"limit": -1}}}}, None),
-        ({"linux": {"resources": {"memory": {"limit": "6m"}}}}, None),
-        ({"linux": {"resources": {"memory": {}}}}, None),
-        ({"linux": {"resources": None}}, None),
-        ({"linux": []}, None),
-        ({}, None),
-    ],
-)
-def test_the_memory_limit_of_a_spec(spec: dict[str, Any], limit: int | None) -> None:
-    assert memory_limit(spec) == limit

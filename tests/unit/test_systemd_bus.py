@@ -11,7 +11,8 @@ from dbus_next import Message, MessageType
 
 from sdshim.core.errors import Code, InvalidArgument
 from sdshim.systemd import errors
-from sdshim.systemd.bus import MAX_OPEN_CALLS, Bus, socket_paths, typed
+from sdshim.systemd.bus import MAX_OPEN_CALLS, Bus
+from sdshim.systemd.wire import socket_paths, typed
 from tests.unit.test_systemd_fake import FakeBus, FakeError, Silence, fake_bus, got
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ class FakeBus:
         self.calls: list[tuple[str, list[Any]]] = []
         self.rules: list[str] = []
         self.connections = 0
-        self.greeting = b"OK 0123\r\n"
+        self.greeting = b"OK 0123\r\nAGREE_UNIX_FD\r\n"
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()

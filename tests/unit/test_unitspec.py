@@ -15,10 +15,12 @@ from sdshim.core.unitspec import (
     InitUnit,
     LoggerUnit,
     OneshotUnit,
+    SealedProgram,
     exec_properties,
     init_properties,
     logger_properties,
     oneshot_properties,
+    run_from,
 )
 from tests.unit.test_record import IDENTITY
 
@@ -134,24 +136,21 @@ def test_a_oneshot_unit_leaves_a_record_of_its_end_and_is_never_run_again() -> N
     assert found["TimeoutStartUSec"] == 2**64 - 1
 
 
-@pytest.mark.parametrize(
-    ("runtime", "limit", "sealed"),
-    [
-        ("/usr/sbin/runc", 6 << 20, True),
-        ("/usr/local/bin/runc-1.1", (32 << 20) - 1, True),
-        ("/usr/sbin/runc", 32 << 20, False),
-        ("/usr/sbin/runc", None, False),
-        ("/usr/bin/crun", 6 << 20, False),
-    ],
-)
-def test_a_small_container_gets_a_runc_that_copies_nothing_into_it(
-    runtime: str, limit: int | None, sealed: bool
-) -> None:
-    unit = InitUnit(IDENTITY, "/state", (runtime, "create", "c1"), "text", memory_limit=limit)
-    found = {name: value for name, _, value in init_properties(unit, NEW)}
-    argv = _start(found)
-    command = argv[argv.index("--") + 1 :]
-    assert command == [*(["/l/sealed"] if sealed else []), runtime, "create", "c1"]
+def test_a_unit_is_given_the_program_of_its_runtime_as_its_input() -> None:
+    unit = InitUnit(IDENTITY, "/state", ("/usr/sbin/runc", "create"), "text")
+    before = init_properties(unit, NEW)
+    after = run_from(SealedProgram(7, "/run/sdshim/programs/runc"), before)
+    old = {name: (signature, value) for name, signature, value in before}
+    new = {name: (signature, value) for name, signature, value in after}
+    assert new.pop("StandardInputFileDescriptor") == ("h", 7)
+    assert old.pop("StandardInput") == ("s", "null")
+    signature, environment = old["Environment"]
+    assert new.pop("Environment") == (
+        signature,
+        [*environment, "SDSHIM_SEALED=/run/sdshim/programs/runc"],
+    )
+    del old["Environment"]
+    assert new == old
 
 
 def test_the_daemon_may_speak_for_the_main_process_and_the_hook_for_itself() -> None:
