@@ -85,6 +85,8 @@ class RuntimeOptions:
     log_stderr_priority: str = ""
     unit_properties: Mapping[str, str] = field(default_factory=dict)
     """Further properties of the init unit as written in a unit file, checked (unitproperties)."""
+    notify: bool = False
+    """The container says itself when it is ready (core/notify.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,7 @@ def _make(
         criu_work_path=values.get("criu_work_path", ""),
         **{key: values.get(key, "") for key in logs.KEYS},
         unit_properties=dict(sorted((values.get(_TABLE) or {}).items())),
+        notify=values.get("notify", False),
     )
     group = values.get("shim_cgroup")
     return Options(runtime, (f"shim_cgroup {group!r}",) if group else ())
@@ -172,6 +173,4 @@ def _check_runtime(values: Mapping[str, Any]) -> list[str]:
 
 def _check_ours(values: Mapping[str, Any]) -> list[str]:
     faults = logs.faults({key: values.get(key, "") for key in logs.KEYS})
-    if values.get("notify"):
-        faults.append("notify is not supported yet")
     return faults + unitproperties.faults(values.get(_TABLE) or {})

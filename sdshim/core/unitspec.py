@@ -68,9 +68,16 @@ class InitUnit:
     start_timeout_us: int = 300_000_000
 
 
+def tells_when_ready(me: Identity) -> bool:
+    """Whether a container's unit is active only when the container has said so."""
+    return me.runtime.notify and not me.checkpoint
+
+
 def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
     """Properties of the service that is the container."""
     me = unit.identity
+    tells = tells_when_ready(me)
+    timeout_us = INFINITY if tells else unit.start_timeout_us
     # The rootfs of what is restored has been mounted at Create.
     mounts = [] if me.checkpoint else rootfs.lines(me, host)
     # The hook puts the count of OOM kills by: the cgroup goes when the hook has ended.
@@ -79,8 +86,10 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
     oom = f"{root}{me.cgroup}/{counters}"
     hook = [f"{host.launcher}/exit-hook", unit.state_dir, "-", oom]
     properties: list[Property] = [
-        ("Type", "s", "forking"),
-        # Status text about OOM kills: the daemon says it in the main process's name, or the hook.
+        # What is restored was ready before.
+        ("Type", "s", "notify" if tells else "forking"),
+        # What the container says, and status text about OOM kills: the daemon says it in the main
+        # process's name, or the hook.
         ("NotifyAccess", "s", "exec"),
         ("PIDFile", "s", f"{unit.state_dir}/init.pid"),
         ("Delegate", "b", True),
@@ -89,7 +98,7 @@ def init_properties(unit: InitUnit, host: HostFacts) -> list[Property]:
         _exec("ExecStopPost", host, hook, privileged=True),
         ("KillSignal", "i", unit.stop_signal),
         ("TimeoutStopUSec", "t", unit.stop_timeout_us),
-        *_common(me, unit.state_dir, unit.description, unit.start_timeout_us, unit.environment),
+        *_common(me, unit.state_dir, unit.description, timeout_us, unit.environment),
         *_limits(unit.limits),
     ]
     if not host.unified:  # on v2 it costs nothing and is the default; delegated, here neither

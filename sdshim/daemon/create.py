@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core import spans, unitproperties
+from sdshim.core import notify, spans, unitproperties
 from sdshim.core.errors import (
     AlreadyExists,
     Canceled,
@@ -31,6 +31,7 @@ from sdshim.daemon import (
     limits,
     loggers,
     plan,
+    readiness,
     restore,
     streams,
     teardown,
@@ -106,12 +107,23 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
     node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
     (folder / bundle.DELETED).unlink(missing_ok=True)  # of a Create that has failed
     bundle.write(folder, bundle.TOKEN, me.token.encode())
-    if me.owns_cgroup or planned.systemd:
-        bundle.set_cgroup(folder, planned.spec, me.cgroup)
+    await _give_spec(node, task, planned)
     if me.rootfs:
         (folder / "rootfs").mkdir(mode=0o711, exist_ok=True)
     await streams.hold(node, task)
     await loggers.start(node, task)
+
+
+async def _give_spec(node: Node, task: Task, planned: Plan) -> None:
+    """Write config.json with what is ours in it, if there is anything."""
+    me, spec = task.identity, planned.spec
+    if me.owns_cgroup:
+        spec = bundle.with_cgroup(spec, me.cgroup)
+    if me.runtime.notify:
+        await readiness.hold(node, task)
+        spec = notify.with_socket(spec, str(node.store.folder(me)))
+    if me.owns_cgroup or me.runtime.notify or planned.systemd:
+        bundle.write_spec(Path(me.bundle), spec)
 
 
 async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> str:
@@ -133,6 +145,7 @@ async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
     await terminals.connect(node, task)
     task.see(Seen.CREATED, pid=pid, call=call.key, reply=RecordedReply(0, "", payload))
     exits.watch(node, task)
+    await readiness.listen(node, task)
     return payload
 
 

@@ -16,7 +16,7 @@ from sdshim.core import exitrecord, names, spans
 from sdshim.core.errors import ShimError, scarce
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
-from sdshim.daemon import limits, oom, pause, stats, terminals, timings
+from sdshim.daemon import limits, oom, pause, readiness, stats, terminals, timings
 from sdshim.daemon.process import Exec, Task
 from sdshim.host import cgroup
 from sdshim.host.process import Watched
@@ -85,6 +85,7 @@ async def ended(node: Node, task: Process) -> None:
     if isinstance(task, Task):
         task.ending = True
         pause.melt(task)
+        readiness.hush(task)
         node.spawn(limits.lift(node, task), f"limits of {task}")
         _end_the_others(task)
     exit = await find_out(node, task)

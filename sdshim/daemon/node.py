@@ -37,6 +37,9 @@ class Keeper(Protocol):
     async def demand(self, more: int) -> None:
         """Raise ResourceExhausted when the store has no room for so many of new work."""
 
+    def barrier(self) -> Awaitable[None]:
+        """Ready when systemd has dealt with all that it was told so far."""
+
     def remove(self, name: str) -> None:
         """Take descriptors out of the store."""
 

@@ -16,7 +16,7 @@ from sdshim.pb import runc_pb2
 from sdshim.pb.wellknown import type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from google.protobuf.any_pb2 import Any as AnyMessage
 
@@ -83,9 +83,13 @@ def checkpoint(options: AnyMessage) -> Wish:
     return criu.check(Wish(empty_namespaces=spaces, **fields))
 
 
-def warn(key: TaskKey, options: Options, started: Mapping[str, str]) -> None:
-    """One line in the log for what one daemon cannot do for one task; `started` is what the
-    launcher noted."""
+def warn(
+    key: TaskKey, options: Options, started: Mapping[str, str], left_out: Sequence[str] = ()
+) -> None:
+    """One line in the log for what one daemon cannot do for one task, `started` is what the
+    launcher noted; one for annotations of others that were left out."""
+    if left_out:
+        log.warning("%s: annotations that cannot be read: %s", key, ", ".join(left_out))
     ignored = list(options.ignored)
     if started.get("sched_core") == "1":
         ignored.append(SCHED_CORE)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import logs, names, rootfs, systemdmode
+from sdshim.core import annotation, logs, names, rootfs, systemdmode
 from sdshim.core.errors import InvalidArgument
 from sdshim.core.model import Identity, Mount, Stdio
 from sdshim.daemon import images, options, output, streams
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 CRI = "io.kubernetes.cri."
 """What the CRI's annotations begin with."""
-POD = "io.sdshim.pod"
-"""Annotation of ours: the name of the container's pod, for clients that are no CRI."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +51,13 @@ def make(
     spec = bundle.load_spec(folder)
     unit = names.init_unit(key)
     wished = options.decode(request.options, config.runtime)
-    checkpoint = request.checkpoint or wished.runtime.criu_image_path
+    runtime, left_out = annotation.applied(wished.runtime, bundle.notes(spec))
+    checkpoint = request.checkpoint or runtime.criu_image_path
     slice_name, cgroup, ours = place(spec, key, unit, restored=bool(checkpoint))
     asked = {name: getattr(wished.runtime, name) for name in logs.KEYS}
     log = logs.decide(asked, bundle.notes(spec), config.logging(key.namespace), stdio)
     output.check(log)
-    options.warn(key, wished, bundle.read_start(folder))
-    runtime = wished.runtime
+    options.warn(key, wished, bundle.read_start(folder), left_out)
     systemd = systemdmode.wanted(spec, bundle.notes(spec))
     if systemd:
         spec = systemdmode.prepare(spec, key, cgroup, unified=unified)
@@ -128,7 +126,7 @@ def _pod(notes: dict[str, str]) -> str:
     """What names the container's pod (protocol 8.2), empty without one."""
     name, namespace = notes.get(f"{CRI}sandbox-name"), notes.get(f"{CRI}sandbox-namespace")
     by_name = f"{namespace}_{name}" if name and namespace else ""
-    return notes.get(POD) or by_name or notes.get(f"{CRI}sandbox-id", "")
+    return notes.get(annotation.POD) or by_name or notes.get(f"{CRI}sandbox-id", "")
 
 
 def _is_default(path: str, key: names.TaskKey, *, restored: bool) -> bool:

@@ -189,6 +189,8 @@ class Task(Process):
         self.oom_watch: Watch | None = None
         self.stop_watch: asyncio.Task[None] | None = None
         """Waits for a stop of the unit while the container is paused."""
+        self.listening: asyncio.Task[None] | None = None
+        """Passes on what the container says of its readiness."""
 
     def close(self) -> None:
         """Let go of descriptors, the execs' too."""

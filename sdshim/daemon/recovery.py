@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 from sdshim.core import names
 from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase
-from sdshim.daemon import exits, limits, loggers, output, pause, streams, terminals
+from sdshim.daemon import (
+    exits,
+    limits,
+    loggers,
+    output,
+    pause,
+    readiness,
+    streams,
+    terminals,
+)
 from sdshim.daemon.delete import discard
 from sdshim.daemon.process import Exec, Task
 from sdshim.host.store import Broken
@@ -122,6 +131,8 @@ async def _adopt(node: Node, task: Process) -> None:
         return
     if exits.is_ours(task, node.store.main_pid(task.identity)):
         exits.watch(node, task)
+        if isinstance(task, Task):
+            await readiness.listen(node, task)
         if isinstance(task, Task) and task.phase not in (Phase.CREATED, Phase.STARTING):
             node.spawn(limits.settle(node, task), f"limits of {task}")
             if task.phase in (Phase.PAUSED, Phase.CHECKPOINTING_PAUSED):

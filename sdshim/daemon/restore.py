@@ -22,6 +22,7 @@ from sdshim.daemon import (
     limits,
     oneshot,
     plan,
+    readiness,
     streams,
     teardown,
     terminals,
@@ -135,6 +136,7 @@ async def _finish(node: Node, call: Call, task: Task, result: str) -> bytes:
     payload = pb.StartResponse(pid=pid).SerializeToString()
     task.see(Seen.STARTED, pid=pid, call=call.key, reply=RecordedReply(0, "", payload))
     exits.watch(node, task)
+    await readiness.listen(node, task)
     node.spawn(limits.settle(node, task), f"limits of {task}")
     return payload
 

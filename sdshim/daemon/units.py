@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdshim.core.unitspec import InitUnit, init_properties, run_from
+from sdshim.core.unitspec import InitUnit, init_properties, run_from, tells_when_ready
 from sdshim.daemon import timings
 from sdshim.host import cgroup
-from sdshim.host.process import limits_of
+from sdshim.host.process import end_of, limits_of
 from sdshim.runtime import bundle
 from sdshim.systemd.errors import NoSuchUnit
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sdshim.core.unitspec import Property
     from sdshim.daemon.node import Node
     from sdshim.daemon.process import Process
+    from sdshim.systemd.manager import Job
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ async def start(node: Node, process: Process, properties: Sequence[Property], ru
             if program:
                 properties = run_from(program, properties)
             job = await node.manager.start_transient(process.identity.unit, properties)
-        result = await job.wait()
+        result = await _ended(node, process.identity, job)
         span.set("systemd.job.result", result)
         await timings.record(node, process)
     return result
@@ -81,8 +82,40 @@ async def start_before(node: Node, me: Identity) -> str | None:
     if f"SDSHIM_TOKEN={me.token}" not in await node.manager.environment(me.unit):
         return None
     job = await node.manager.starting(me.unit)
-    result = await job.wait() if job else "gone"
+    result = await _ended(node, me, job) if job else "gone"
     return None if result == "gone" else result
+
+
+async def _ended(node: Node, me: Identity, job: Job) -> str:
+    """How a unit's start ended. That of a container that tells when it is ready ends for us when
+    its init is there: systemd's job goes on until it is ready, which may be never."""
+    if me.exec_id or not tells_when_ready(me):
+        return await job.wait()
+    ended = asyncio.ensure_future(job.wait())
+    made = asyncio.ensure_future(_made(node, me))
+    try:
+        async with asyncio.timeout(node.config.create_timeout):
+            await asyncio.wait({ended, made}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done() and ended.result() != "done":
+            return ended.result()
+        await made
+        return "done"
+    except TimeoutError:  # for other units systemd does this
+        stop = await node.manager.stop(me.unit)
+        await stop.wait()
+        return "timeout"
+    finally:
+        made.cancel()
+        ended.cancel()
+        await asyncio.gather(made, ended, return_exceptions=True)
+
+
+async def _made(node: Node, me: Identity) -> None:
+    """Return when systemd has the container's init for its main process; never, when that does not
+    come. The main process is the OCI runtime's `create` first. There is no signal of the change,
+    but PID 1 deals with the end of a process before it answers what is asked after that."""
+    while (pid := await node.manager.when_main(me.unit)) != node.store.pid(me):
+        await end_of(pid)
 
 
 async def settle(node: Node, process: Process) -> None:

@@ -57,6 +57,19 @@ class Watched:
             self._fd = -1
 
 
+async def end_of(pid: int) -> None:
+    """Return when the process has ended."""
+    over = asyncio.Event()
+    try:
+        watched = Watched(pid, over.set)
+    except ProcessLookupError:
+        return
+    try:
+        await over.wait()
+    finally:
+        watched.close()
+
+
 def is_ending(pid: int) -> bool:
     """Whether a process has ended or is about to; its descriptors may be closed already."""
     try:

@@ -84,12 +84,15 @@ def notes(spec: dict[str, Any]) -> dict[str, str]:
     return {k: v for k, v in raw.items() if isinstance(v, str)} if isinstance(raw, dict) else {}
 
 
-def set_cgroup(bundle: Path, spec: dict[str, Any], cgroup: str) -> None:
-    """Write config.json anew with `linux.cgroupsPath` = `cgroup`."""
-    linux = spec.get("linux") or {}
-    changed = {**spec, "linux": {**linux, "cgroupsPath": cgroup}}
+def with_cgroup(spec: dict[str, Any], cgroup: str) -> dict[str, Any]:
+    """The spec with `linux.cgroupsPath` = `cgroup`."""
+    return {**spec, "linux": {**(spec.get("linux") or {}), "cgroupsPath": cgroup}}
+
+
+def write_spec(bundle: Path, spec: dict[str, Any]) -> None:
+    """Write config.json anew. Raises InvalidArgument, or as `write` does."""
     try:
-        data = json.dumps(changed, separators=(",", ":")).encode()
+        data = json.dumps(spec, separators=(",", ":")).encode()
     except RecursionError as error:
         raise InvalidArgument(f"{bundle / CONFIG} is not valid JSON", cause=str(error)) from error
     write(bundle, CONFIG, data)

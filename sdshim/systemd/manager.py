@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sdshim.core.errors import ShimError
+from sdshim.core.names import unit_path
 from sdshim.systemd import signals
 from sdshim.systemd.errors import (
     DBUS,
@@ -40,6 +41,7 @@ from sdshim.systemd.questions import (
     NOT_FOUND,
     PATH,
     PAUSE_FIRST,
+    PROPERTIES,
     ExitFacts,
     MainExit,
     Questions,
@@ -95,7 +97,7 @@ class Manager(Questions):
         self._queueing: dict[str, int] = {}
         self._early: dict[str, dict[int, str]] = {}
         self._removals: dict[str, set[asyncio.Future[None]]] = {}
-        self._stop_news: set[asyncio.Event] = set()
+        self._news: set[asyncio.Event] = set()
         self._refs: set[str] = set()
         self._doubtful_refs: set[str] = set()
         self._reconnected = False
@@ -328,13 +330,36 @@ class Manager(Questions):
         rule = f"type='signal',sender='{SYSTEMD}',path='{PATH}',interface='{MANAGER}'"
         rule += f",member='JobNew',arg2='{unit}'"
         await self._bus.add_match(rule, heard)
-        self._stop_news.add(news)
+        self._news.add(news)
         try:
             while not await self.is_stopping(unit):
                 await news.wait()
                 news.clear()
         finally:
-            self._stop_news.discard(news)
+            self._news.discard(news)
+            await self._bus.remove_match(rule, heard)
+
+    # --- main process
+
+    async def when_main(self, unit: str) -> int:
+        """The unit's main process, as soon as it has one: at once when it has one now, never when
+        none comes. It costs a match rule of its own while it waits, and some large signals."""
+        news = asyncio.Event()
+
+        def heard(_: Signal) -> None:
+            news.set()
+
+        rule = f"type='signal',sender='{SYSTEMD}',path='{unit_path(unit)}'"
+        rule += f",interface='{PROPERTIES}',member='PropertiesChanged',arg0='{SYSTEMD}.Service'"
+        await self._bus.add_match(rule, heard)
+        self._news.add(news)
+        try:
+            while not (pid := await self.main_pid(unit)):
+                await news.wait()
+                news.clear()
+            return pid
+        finally:
+            self._news.discard(news)
             await self._bus.remove_match(rule, heard)
 
     # --- removal
@@ -413,7 +438,7 @@ class Manager(Questions):
             await asyncio.gather(*(self._ref_again(unit) for unit in list(self._refs)))
         await asyncio.gather(*(self._ask_for_job(job) for job in list(self._jobs.values())))
         await asyncio.gather(*(self._ask_for_removal(unit) for unit in list(self._removals)))
-        for news in self._stop_news:
+        for news in self._news:
             news.set()
 
     async def _subscribe(self) -> None:

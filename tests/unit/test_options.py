@@ -185,6 +185,12 @@ def test_nothing_else_is_warned_about(caplog: pytest.LogCaptureFixture, given: A
 # --- sdshim.v1.Options
 
 
+def test_readiness_is_an_option() -> None:
+    assert decode(packed(options_pb2.Options(notify=True))).runtime.notify
+    assert decode(toml("notify = true")).runtime.notify
+    assert not decode(toml("notify = false")).runtime.notify
+
+
 def test_our_own_message() -> None:
     properties = {"CPUWeight": "200", "Description": "my box"}
     got = decode(packed(options_pb2.Options(oci_runtime="crun", unit_properties=properties)))
@@ -198,7 +204,6 @@ def test_our_own_message() -> None:
         ({"log_namespace": "../x"}, "log_namespace '../x' is not the name of"),
         ({"log_stdout_priority": "loud"}, "log_stdout_priority 'loud' is neither"),
         ({"log_stderr_priority": "8"}, "log_stderr_priority '8' is neither"),
-        ({"notify": True}, "notify is not supported yet"),
         ({"oci_runtime": "../runc"}, "neither a name nor an absolute path"),
         ({"unit_properties": {"KillMode": "none", "Type": "simple"}}, "'KillMode', 'Type'"),
         ({"unit_properties": {"MemoryMax": "lots"}}, "MemoryMax='lots': not a size"),

@@ -10,6 +10,7 @@ import pytest
 from sdshim.core.loguri import Logger
 from sdshim.core.model import Identity, Mount, Stdio
 from sdshim.core.unitspec import (
+    INFINITY,
     ExecUnit,
     HostFacts,
     InitUnit,
@@ -52,6 +53,15 @@ def test_the_unit_is_pinned_and_follows_the_pid_file() -> None:
     assert found["PIDFile"] == "/state/init.pid"
     assert found["KillMode"] == "mixed"
     assert found["Delegate"] is True
+
+
+def test_a_container_that_tells_when_it_is_ready_has_no_time_limit_of_systemds() -> None:
+    asked = replace(IDENTITY, runtime=replace(IDENTITY.runtime, notify=True))
+    found = _properties(identity=asked)
+    assert (found["Type"], found["TimeoutStartUSec"]) == ("notify", INFINITY)
+    assert found["PIDFile"] == "/state/init.pid"
+    restored = _properties(identity=replace(asked, checkpoint="/images"))
+    assert (restored["Type"], restored["TimeoutStartUSec"]) == ("forking", 300_000_000)
 
 
 def test_no_exec_line_is_expanded_by_systemd() -> None:
