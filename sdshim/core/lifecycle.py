@@ -133,6 +133,7 @@ TABLE: Mapping[tuple[Phase, Seen], Move] = MappingProxyType(
         (_P.RESTORING, _S.OOM): Move(_P.RESTORING, hold=True),
         (_P.RESTORING, _S.EXITED): Move(_P.RESTORING, hold=True),
         (_P.RUNNING, _S.PAUSE_BEGUN): Move(_P.PAUSING),
+        (_P.RUNNING, _S.PAUSED): Move(_P.PAUSED, (Effect.PUBLISH_PAUSED,)),
         (_P.RUNNING, _S.CHECKPOINT_BEGUN): Move(_P.CHECKPOINTING),
         (_P.RUNNING, _S.OOM): Move(_P.RUNNING, _OOM),
         (_P.RUNNING, _S.EXITED): Move(_P.EXITED, _EXIT),

@@ -84,7 +84,7 @@ async def ended(node: Node, task: Process) -> None:
     started = time.time_ns()
     if isinstance(task, Task):
         task.ending = True
-        pause.melt(task)
+        pause.melt(node, task)
         readiness.hush(task)
         node.spawn(limits.lift(node, task), f"limits of {task}")
         _end_the_others(task)

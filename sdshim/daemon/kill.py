@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sdshim.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from sdshim.daemon import exits
-from sdshim.daemon.process import Exec
+from sdshim.daemon.process import Exec, Task
 from sdshim.host import cgroup, freezer
 
 if TYPE_CHECKING:
@@ -82,6 +82,9 @@ def _expect(task: Process, number: int) -> None:
 
 
 def _let_die(task: Process, number: int) -> None:
-    """What the v1 freezer has frozen only dies when it is thawed; runc thaws then, on v2 too."""
+    """What the v1 freezer has frozen only dies when it is thawed; runc thaws then, on v2 too.
+    Nobody is told that it has been resumed."""
     if number == signal.SIGKILL:
+        if isinstance(task, Task):
+            task.doomed = True
         freezer.thaw(task.identity.cgroup)

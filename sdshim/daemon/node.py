@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sdshim.core.errors import NotFound
 from sdshim.daemon.output import Output
+from sdshim.host.changes import Changes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -67,6 +68,8 @@ class Node:
     """containerd's event address by the pid of the peer that created tasks with it."""
     output: Output = field(init=False)
     """The way of containers' output to the journal."""
+    changes: Changes = field(default_factory=Changes)
+    """The kernel's files that are watched."""
     _background: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -109,3 +112,4 @@ class Node:
         self.output.close()
         for task in self.tasks.values():
             task.close()
+        self.changes.close_all()

@@ -1,7 +1,9 @@
 """Pause and Resume: the OCI runtime freezes the container's cgroup; done again after a death.
 
-Paused also is what somebody has frozen behind our back, by the runtime or by `systemctl freeze`
-(cgroup v2): Exec is refused then, and Resume thaws both.
+Paused also is what somebody has frozen behind our back, by the runtime or by `systemctl freeze` of
+the unit or of a slice above it (cgroup v2): the kernel tells of it by the cgroup.events of the
+container, /tasks/paused and /tasks/resumed follow, and Resume thaws both. What was frozen or thawed
+while no daemon was there is told by the next. v1's freezer tells nobody: there State alone knows.
 
 A frozen process gets no SIGTERM, and on cgroup v1 no SIGKILL either: `systemctl stop` would wait
 for nothing, TimeoutStop or twice that. So a container that is being stopped is resumed; the job
@@ -76,8 +78,9 @@ async def resume(node: Node, call: Call, task: Task) -> bytes:
     async with task.lock:
         if call.recovered:
             await node.runtime.settled(node.store.folder(task.identity))
-        foreign = task.phase is Phase.RUNNING and freezer.frozen(task.identity.cgroup)
-        if task.phase is not Phase.PAUSED and not foreign:
+        if task.phase is Phase.RUNNING and freezer.frozen(task.identity.cgroup):
+            task.see(Seen.PAUSED)  # by somebody else
+        if task.phase is not Phase.PAUSED:
             text = RESUME_REFUSED.get(task.phase, f"cannot resume a {task.phase} process")
             raise UnknownError(text)
         await _thaw_unit(node, task)
@@ -92,6 +95,51 @@ async def resume(node: Node, call: Call, task: Task) -> bytes:
             task.see(Seen.RESUMED, call=call.key, reply=DONE)
             stand_down(task)
         return b""  # without an event when its first instruction was its end
+
+
+def follow(node: Node, task: Task) -> None:
+    """Tell of freezes and thaws by others from now on, and of one that nobody has told of yet. To
+    be called when the container runs."""
+    file = freezer.told_by(task.identity.cgroup)
+    if file is None or task.freeze_watch >= 0:
+        return
+    try:
+        task.freeze_watch = node.changes.watch(file, lambda: _look(node, task))
+    except OSError as error:  # it has ended, and its exit is seen elsewhere
+        log.debug("freezes of %s are not watched: %s", task, error)
+        return
+    _look(node, task)
+
+
+def _look(node: Node, task: Task) -> None:
+    """The cgroup has changed: is it as we have told? Our own Pause and Resume, which hold the
+    lock, tell of themselves."""
+    expected = (Phase.RUNNING, Phase.PAUSING, Phase.PAUSED)
+    if task.phase in expected and _differs(task):
+        node.spawn(_tell(node, task), f"freeze of {task}")
+
+
+def _differs(task: Task) -> bool:
+    """A dying process is not frozen for a moment: resumed is what nobody wants to be frozen."""
+    if task.ending or task.doomed:
+        return False
+    if task.phase is Phase.PAUSED:
+        return freezer.wanted(task.identity.cgroup) is False
+    return freezer.frozen(task.identity.cgroup)
+
+
+async def _tell(node: Node, task: Task) -> None:
+    async with task.lock:
+        if task.phase not in (Phase.RUNNING, Phase.PAUSED) or not _differs(task):
+            return
+        if task.phase is Phase.RUNNING:
+            task.see(Seen.PAUSED)
+            stand_by(node, task)
+            log.info("%s was frozen: paused", task)
+        else:
+            task.see(Seen.RESUMED)
+            stand_down(task)
+            log.info("%s was thawed: resumed", task)
 
 
 def stand_by(node: Node, task: Task) -> None:
@@ -122,16 +170,17 @@ async def _resume_at_stop(node: Node, task: Task) -> None:
 
 def is_paused(task: Task) -> bool:
     """Whether the container stands still, whoever has done it (but for criu, and for a moment)."""
-    if task.phase is Phase.RUNNING:
+    if task.phase in (Phase.RUNNING, Phase.PAUSED):
         return freezer.frozen(task.identity.cgroup)
-    return task.phase in (Phase.PAUSING, Phase.PAUSED, Phase.CHECKPOINTING_PAUSED)
+    return task.phase in (Phase.PAUSING, Phase.CHECKPOINTING_PAUSED)
 
 
-def melt(task: Task) -> None:
+def melt(node: Node, task: Task) -> None:
     """Its init has ended: what is left of the container, and the unit's exit hook, must be able to
     run (stock resumes here as well). No event tells of it. systemd cannot be asked: it thaws active
     units only, and from 255 on waits for the hook's first instruction in the frozen cgroup."""
     stand_down(task)
+    node.changes.close(task.freeze_watch)
     me = task.identity
     try:
         freezer.thaw(me.cgroup)

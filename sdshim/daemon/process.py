@@ -189,6 +189,10 @@ class Task(Process):
         self.oom_watch: Watch | None = None
         self.stop_watch: asyncio.Task[None] | None = None
         """Waits for a stop of the unit while the container is paused."""
+        self.freeze_watch = -1
+        """Tells of freezes and thaws (host/changes.py)."""
+        self.doomed = False
+        """A client has sent SIGKILL, for which a frozen one is thawed."""
         self.listening: asyncio.Task[None] | None = None
         """Passes on what the container says of its readiness."""
 

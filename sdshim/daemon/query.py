@@ -60,7 +60,7 @@ def _status(process: Process) -> Any:
     task = process.task if isinstance(process, Exec) else process
     if isinstance(task, Task) and pause.is_paused(task):
         return STATUS[Phase.PAUSED if task.phase is Phase.RUNNING else task.phase]
-    return STATUS[process.phase]
+    return STATUS[Phase.RUNNING if process.phase is Phase.PAUSED else process.phase]
 
 
 def pids(task: Task) -> bytes:

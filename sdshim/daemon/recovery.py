@@ -137,5 +137,6 @@ async def _adopt(node: Node, task: Process) -> None:
             node.spawn(limits.settle(node, task), f"limits of {task}")
             if task.phase in (Phase.PAUSED, Phase.CHECKPOINTING_PAUSED):
                 pause.stand_by(node, task)
+            pause.follow(node, task)
     else:
         node.spawn(exits.ended(node, task), f"exit of {task}")

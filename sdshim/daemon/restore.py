@@ -21,6 +21,7 @@ from sdshim.daemon import (
     images,
     limits,
     oneshot,
+    pause,
     plan,
     readiness,
     streams,
@@ -138,6 +139,7 @@ async def _finish(node: Node, call: Call, task: Task, result: str) -> bytes:
     exits.watch(node, task)
     await readiness.listen(node, task)
     node.spawn(limits.settle(node, task), f"limits of {task}")
+    pause.follow(node, task)
     return payload
 
 

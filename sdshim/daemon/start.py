@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sdshim.core.errors import DeadlineExceeded, UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
-from sdshim.daemon import limits, restore, timings
+from sdshim.daemon import limits, pause, restore, timings
 from sdshim.pb import task_v2_pb2 as pb
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def _started(node: Node, call: Call, task: Task) -> bytes:
     payload = pb.StartResponse(pid=task.pid).SerializeToString()
     task.see(Seen.STARTED, call=call.key, reply=RecordedReply(0, "", payload))
     node.spawn(limits.settle(node, task), f"limits of {task}")
+    pause.follow(node, task)
     return payload
 
 

@@ -19,6 +19,20 @@ def frozen(cgroup: str, root: Path = CGROUP_ROOT) -> bool:
     return _read(_folder(cgroup, root) / "freezer.state").strip() in ("FREEZING", "FROZEN")
 
 
+def told_by(cgroup: str, root: Path = CGROUP_ROOT) -> Path | None:
+    """The file that changes with `frozen`, whoever freezes; None on v1, which has none."""
+    return _folder(cgroup, root) / "cgroup.events" if unified(root) else None
+
+
+def wanted(cgroup: str, root: Path = CGROUP_ROOT) -> bool | None:
+    """Whether this cgroup or one above it was told to freeze, on v2. None when it is gone."""
+    folder = _folder(cgroup, root)
+    if not (word := _read(folder / "cgroup.freeze").strip()):
+        return None
+    above = [one for one in folder.parents if one.is_relative_to(root)]
+    return word == "1" or any(_read(one / "cgroup.freeze").strip() == "1" for one in above)
+
+
 def asked(cgroup: str, root: Path = CGROUP_ROOT) -> bool:
     """Whether this cgroup itself was told to freeze. False when it is gone."""
     name = "cgroup.freeze" if unified(root) else "freezer.self_freezing"
