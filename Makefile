@@ -53,6 +53,9 @@ compare: deps ## the same scenarios against io.containerd.runc.v2 and sdshim (RO
 exits: deps ## N one-millisecond containers and execs: no exit lost or wrong (N=2000)
 	@$(PY) -m tests.bench.exits --root $(ROOT) --cgroup $(CGROUP) -n $(N)
 
+races: deps ## N starts of execs against the exit of their container (ROOT, CGROUP, N=500)
+	@SDSHIM_RACES=$(N) $(PYTEST) -q -s --timeout 3600 tests/system/test_verbs.py -k races --hosts $(ROOT)/$(CGROUP)
+
 fault: deps ## kills and restarts of every part under load, counted: minutes (ROOT, CGROUP, SEED)
 	@$(PY) -m tests.fault --root $(ROOT) --cgroup $(CGROUP) --seed $(SEED)
 
