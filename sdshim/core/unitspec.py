@@ -134,6 +134,8 @@ def exec_properties(unit: ExecUnit, host: HostFacts) -> list[Property]:
     return [
         ("Type", "s", "notify"),
         ("NotifyAccess", "s", "main"),
+        # The subreaper passes SIGTERM on to a process that is not there yet, and waits.
+        ("TimeoutStartFailureMode", "s", "kill"),
         _exec("ExecStart", host, argv),
         _exec("ExecStopPost", host, hook, privileged=True),
         *_common(me, unit.state_dir, unit.description, unit.start_timeout_us),

@@ -102,14 +102,15 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
     if me.checkpoint:
         await node.runtime.criu.check(me.runtime.criu_path, state_dir)
     node.store.write(task.record)
-    await loggers.prepare(task)
+    await loggers.prepare(task, node.config.logger_timeout)
     node.runtime.prepare(state_dir)
     node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
     (folder / bundle.DELETED).unlink(missing_ok=True)  # of a Create that has failed
     bundle.write(folder, bundle.TOKEN, me.token.encode())
     await _give_spec(node, task, planned)
     if me.rootfs:
-        (folder / "rootfs").mkdir(mode=0o711, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # (not exist_ok=: it looks at what is mounted)
+            (folder / "rootfs").mkdir(mode=0o711)
     await streams.hold(node, task)
     await loggers.start(node, task)
 
@@ -165,6 +166,8 @@ async def _explain(node: Node, task: Task, result: str) -> ShimError:
     for create in await timings.ran(node, me.unit, "ExecStart"):
         if create.failure:
             default = f"{me.runtime.binary} did not terminate successfully: {create.failure}"
+            if late := await timings.out_of_time(node, me.unit):
+                default = f"{me.runtime.binary} {late}"
     default += f": {printed}" if printed else ""
     return node.runtime.failure(folder, "OCI runtime create failed", default)
 

@@ -23,7 +23,7 @@ from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply, Stdio
 from sdshim.core.record import Record
 from sdshim.core.unitspec import ExecUnit, exec_properties
-from sdshim.daemon import exits, loggers, pause, streams, teardown, terminals, units
+from sdshim.daemon import exits, loggers, pause, streams, teardown, terminals, timings, units
 from sdshim.daemon.process import Exec
 from sdshim.daemon.start import REFUSED
 from sdshim.host.store import PROCESS_SPEC, STDERR
@@ -130,7 +130,7 @@ def _check_task(task: Task) -> None:
 
 async def _run(node: Node, call: Call, child: Exec) -> bytes:
     try:
-        await loggers.prepare(child)
+        await loggers.prepare(child, node.config.logger_timeout)
         await streams.hold(node, child)
         await loggers.start(node, child)
         result = await _start_unit(node, child, call.peer_pid)
@@ -162,6 +162,8 @@ async def _finish(node: Node, call: Call, child: Exec, result: str) -> bytes:
         folder = node.store.folder(child.identity)
         printed = " ".join(node.store.text(child.identity, STDERR).split())
         default = printed or f"unit {child.identity.unit}: start job {result}"
+        if late := await timings.out_of_time(node, child.identity.unit):
+            default = f"{child.identity.runtime.binary} {late}"
         raise node.runtime.failure(folder, "OCI runtime exec failed", default)
     streams.opened(node, child)
     await terminals.connect(node, child)

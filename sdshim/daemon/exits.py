@@ -8,7 +8,9 @@ later). When the unit has nothing to say any more, the exit hook's record is the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 WATCH_AGAIN_S = 0.5
 EXECS_END_S = 10.0
-"""What the execs of a dead container may take to end: systemd kills them with the unit."""
+"""What the execs of a dead container may take to end: their processes end with its cgroup."""
 
 
 def watch(node: Node, process: Process) -> None:
@@ -94,7 +96,7 @@ async def ended(node: Node, task: Process) -> None:
     terminals.ended(task)
     node.output.ended(task)
     if isinstance(task, Task):
-        await _execs_ended(task)
+        await _execs_ended(node, task)
         exit = oom.judged(node, task, exit)
         oom.unwatch(task)
     elif isinstance(task, Exec):
@@ -119,8 +121,9 @@ def _end_the_others(task: Task) -> None:
         cgroup.kill(me.cgroup)
 
 
-async def _execs_ended(task: Task) -> None:
-    """An init's exit is published last (protocol 7.4): wait for the execs that still run."""
+async def _execs_ended(node: Node, task: Task) -> None:
+    """An init's exit is published last (protocol 7.4): wait for the execs that still run. One whose
+    OCI runtime hangs would keep its lock, and Delete waiting."""
     running = [e for e in task.execs.values() if e.phase in (Phase.STARTING, Phase.RUNNING)]
     if not running:
         return
@@ -128,7 +131,10 @@ async def _execs_ended(task: Task) -> None:
         async with asyncio.timeout(EXECS_END_S):
             await asyncio.gather(*(child.exited.wait() for child in running))
     except TimeoutError:
-        log.error("%s has ended, %d of its execs have not", task, len(running))
+        log.error("%s has ended, %d of its execs have not and are killed", task, len(running))
+        for child in running:
+            with contextlib.suppress(ShimError):  # it has ended by now
+                await node.manager.kill(child.identity.unit, "all", signal.SIGKILL)
 
 
 async def find_out(node: Node, task: Process) -> ExitStatus:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sdshim.core import loguri, names
 from sdshim.core.errors import ShimError, UnknownError
 from sdshim.core.unitspec import LoggerUnit, logger_properties
 from sdshim.daemon import timings
+from sdshim.host.blocking import apart
 from sdshim.host.process import Watched, is_ending
 from sdshim.host.store import LOGGER_STDERR
 from sdshim.stdio import logger as ends
@@ -44,10 +46,13 @@ def unit_of(process: Process) -> str:
     return names.logger_unit(process.key, process.identity.exec_id)
 
 
-async def prepare(process: Process) -> None:
+async def prepare(process: Process, seconds: float) -> None:
     """Find out, before anything is made, whether there can be a logger. Raises UnknownError."""
     if logger := loguri.parse(process.identity.stdio.stdout):
-        await asyncio.to_thread(ends.prepare, logger)
+        try:
+            await apart(partial(ends.prepare, logger), seconds)
+        except TimeoutError:
+            raise _failed(logger, f"its file system does not answer for {seconds:g} s") from None
 
 
 async def start(node: Node, process: Process) -> None:

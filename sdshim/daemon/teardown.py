@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FUSE_END_S = 5.0
-"""What a FUSE program may take to end before Delete answers without it: CRI waits 10 s."""
+FUSE_END_S = 8.0
+"""What a FUSE program may take to end when its mount is gone, before it is killed: as long as it is
+there, systemd keeps the container's unit, and Delete cannot answer; CRI waits 10 s."""
 
 
 async def remove_all(node: Node, task: Task) -> None:
@@ -61,15 +64,17 @@ async def remove_runtime(node: Node, task: Task) -> None:
 
 
 async def _end_scope(node: Node, scope: str) -> None:
-    """A FUSE program ends by itself after the umount; one whose mount came to nothing may not."""
-    try:
+    """A FUSE program ends by itself after the umount; one whose mount came to nothing may not, nor
+    one that hangs."""
+    with contextlib.suppress(NoSuchUnit):
         job = await node.manager.stop(scope)
-        async with asyncio.timeout(FUSE_END_S):
+        try:
+            async with asyncio.timeout(FUSE_END_S):
+                await job.wait()
+        except TimeoutError:
+            log.warning("%s does not end within %g s: it is killed", scope, FUSE_END_S)
+            await node.manager.kill(scope, "all", signal.SIGKILL)
             await job.wait()
-    except NoSuchUnit:
-        return
-    except TimeoutError:
-        log.warning("%s does not end; systemd kills what is in it after its stop timeout", scope)
 
 
 def response(task: Task) -> bytes:

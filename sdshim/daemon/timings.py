@@ -65,8 +65,22 @@ async def mount_failure(
     for mount in await ran(node, unit, line):
         if mount.failure:
             text = printed or f"{mount.argv[0]}: {mount.failure}"
+            if late := await out_of_time(node, unit):
+                text = f"{' '.join(mount.argv)} {late}"
             return f"failed to mount rootfs component: {text}"
     return ""
+
+
+async def out_of_time(node: Node, unit: str) -> str:
+    """What is to be said of a command that was still running when the unit's start was given up;
+    empty when it was not."""
+    try:
+        result = await node.manager.get_unit_property(unit, "Service", "Result")
+    except ShimError:
+        return ""
+    if result != "timeout":
+        return ""
+    return f"did not end within {node.config.create_timeout:g} s (create_timeout) and was killed"
 
 
 async def record(node: Node, task: Process) -> None:

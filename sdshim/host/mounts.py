@@ -1,24 +1,32 @@
 """Unmounting a task's rootfs (protocol 9): deepest first, each path until nothing is left on it.
 
-umount2(2) through ctypes in a thread: an overlay's umount writes back and may take seconds.
+umount2(2) through ctypes in a thread: an overlay's umount writes back and may take seconds, and one
+whose file system does not answer (a server that is away, a FUSE program that hangs) does not return
+at all. Then the mounts are detached: their file systems go when they can.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import errno
+import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from sdshim.core.errors import UnknownError
+from sdshim.host.blocking import apart
 
 UMOUNT_NOFOLLOW = 8
 MNT_DETACH = 2
 UNREACHABLE = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ESTALE)
 BUSY_TRIES = 50
 BUSY_WAIT_S = 0.05
+UNMOUNT_S = 30.0
+DETACH_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 def mount_points(below: Path, table: str) -> list[Path]:
@@ -44,13 +52,22 @@ def _unescape(text: str) -> str:
 
 async def unmount_tree(path: Path) -> None:
     """Unmount all at and below `path`. Raises UnknownError `failed rootfs umount: …`."""
-    await asyncio.to_thread(_unmount_tree, path)
+    try:
+        await apart(partial(_unmount_tree, path), UNMOUNT_S)
+        return
+    except TimeoutError:
+        log.warning("umount of %s does not return after %g s; it is detached", path, UNMOUNT_S)
+    try:
+        await apart(partial(_unmount_tree, path, MNT_DETACH), DETACH_S)
+    except TimeoutError:
+        text = f"failed rootfs umount: {path} can neither be unmounted nor detached: it hangs"
+        raise UnknownError(text, hint=f"grep {path} /proc/self/mountinfo") from None
 
 
-def _unmount_tree(path: Path) -> None:
+def _unmount_tree(path: Path, more: int = 0) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    flags = UMOUNT_NOFOLLOW
+    flags = UMOUNT_NOFOLLOW | more
     for point in mount_points(path.parent.resolve() / path.name, table):
         if not _unmount(libc, point, flags):
             flags |= MNT_DETACH

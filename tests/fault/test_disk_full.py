@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.system.taskclient import Rig
 
 __all__ = ["rig"]
-pytestmark = [pytest.mark.system, pytest.mark.fault]
+pytestmark = [pytest.mark.system, pytest.mark.fault, pytest.mark.roots("self", "trixie")]
 
 WHATS = ("space", "inodes")
 FILL = """
