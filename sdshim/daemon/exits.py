@@ -99,6 +99,8 @@ async def ended(node: Node, task: Process) -> None:
         await _execs_ended(node, task)
         exit = oom.judged(node, task, exit)
         oom.unwatch(task)
+        if node.store.was_cleaned(task.identity):  # by the launcher, while we did not answer it
+            task.mute()
     elif isinstance(task, Exec):
         exit = oom.judged(node, task.task, exit, since=task.record.life.ooms)
     task.see(Seen.EXITED, exit=exit)

@@ -6,6 +6,7 @@ explicitly, and a span of ours is never the parent of a library's by accident.
 
 from __future__ import annotations
 
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,12 @@ _KINDS = {"internal": SpanKind.INTERNAL, "server": SpanKind.SERVER, "client": Sp
 class OtelSpan:
     """One OpenTelemetry span; as context manager it is current inside and ends after."""
 
-    __slots__ = ("_failed", "_span", "_token")
+    __slots__ = ("_begun", "_failed", "_span", "_start", "_token")
 
-    def __init__(self, span: Any) -> None:
+    def __init__(self, span: Any, start_ns: int) -> None:
         self._span = span
+        self._start = start_ns
+        self._begun = time.monotonic_ns() - max(0, time.time_ns() - start_ns)
         self._failed: BaseException | None = None
         self._token: Token[Span] | None = None
 
@@ -84,7 +87,10 @@ class OtelSpan:
         self._span.add_event("exception", details)
 
     def end(self, end_ns: int | None = None) -> None:
-        """Finish; further calls change nothing."""
+        """Finish, by default now: the wall clock may have been set meanwhile, so the time that has
+        passed is measured by another. Further calls change nothing."""
+        if end_ns is None:
+            end_ns = self._start + time.monotonic_ns() - self._begun
         self._span.end(end_ns)
 
     def __enter__(self) -> OtelSpan:
@@ -125,17 +131,17 @@ class OtelTracer:
         start_ns: int | None = None,
         **more: Value,
     ) -> OtelSpan:
-        return OtelSpan(
-            self._tracer.start_span(
-                name,
-                context=_context(spans.current() if parent is None else parent),
-                kind=_KINDS[kind],
-                attributes={**(attrs or {}), **more},
-                start_time=start_ns,
-                record_exception=False,
-                set_status_on_exception=False,
-            )
+        start = time.time_ns() if start_ns is None else start_ns
+        made = self._tracer.start_span(
+            name,
+            context=_context(spans.current() if parent is None else parent),
+            kind=_KINDS[kind],
+            attributes={**(attrs or {}), **more},
+            start_time=start,
+            record_exception=False,
+            set_status_on_exception=False,
         )
+        return OtelSpan(made, start)
 
     def record(
         self,

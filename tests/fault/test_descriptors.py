@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.system,
     pytest.mark.fault,
     pytest.mark.timeout(60),
+    pytest.mark.roots("self"),
     pytest.mark.cgroup("v1"),
 ]
 

@@ -7,7 +7,6 @@ find no room either.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,12 @@ if TYPE_CHECKING:
     from tests.system.taskclient import Rig
 
 __all__ = ["rig"]
-pytestmark = [pytest.mark.system, pytest.mark.fault, pytest.mark.roots("self", "trixie")]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.fault,
+    pytest.mark.roots("trixie"),
+    pytest.mark.cgroup("v1"),
+]
 
 WHATS = ("space", "inodes")
 FILL = """
@@ -97,7 +101,7 @@ def next_daemon_waits(host: Host) -> Iterator[Path]:
     """The daemon after this one starts when the file is there. (No drop-in can be taken away while
     /run is full: systemd does not reload then.)"""
     folder, go = host.path("/etc/systemd/system/sdshim.service.d"), "/tmp/go"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     wait = f"until [ -e {go} ]; do sleep 0.02; done"
     (folder / "wait.conf").write_text(f"[Service]\nExecStartPre=/bin/sh -c '{wait}'\n")
     host.run(["systemctl", "daemon-reload"])
@@ -105,7 +109,7 @@ def next_daemon_waits(host: Host) -> Iterator[Path]:
         yield host.path(go)
     finally:
         host.path(go).touch()
-        shutil.rmtree(folder)
+        (folder / "wait.conf").unlink()
         host.run(["systemctl", "daemon-reload"])
         host.path(go).unlink()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fault.test_daemon_death import daemon_pid, kill_daemon
+from tests.fault.strikes import daemon_pid, kill_daemon
 from tests.fault.test_hung_runtime import impatient
 from tests.system.conftest import mount_folder, nobody_notices, rig
 from tests.system.rootfs import fuse, mounts, refused, scopes, sh, spec_with
@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.fault,
     pytest.mark.timeout(60),
     pytest.mark.roots("trixie"),
+    pytest.mark.cgroup("v2"),
     pytest.mark.usefixtures("mount_folder"),
 ]
 

@@ -11,7 +11,7 @@ import pytest
 from sdshim.core.errors import Code
 from sdshim.pb import runc_pb2
 from sdshim.pb.wellknown import pack
-from tests.fault.test_daemon_death import daemon_pid, kill_daemon
+from tests.fault.strikes import daemon_pid, kill_daemon
 from tests.system.conftest import nobody_notices, rig
 from tests.system.taskclient import HOME, eventually, exec_spec
 from tests.system.test_update import _any

@@ -41,6 +41,7 @@ SHARED = [
 MACHINE = (
     *SHARED,
     "debootstrap",
+    "faketime",  # a daemon whose clock is set
     "gcc",
     "libc6-dev",
     "libprotobuf-dev",

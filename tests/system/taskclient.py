@@ -236,9 +236,13 @@ class Rig:
         assert self.launcher(bundle, "start") == f"unix:///run/sdshim/s/{namespace}".encode()
         return bundle
 
-    def launcher(self, bundle: Bundle, action: str, **environment: str) -> bytes:
-        """Run the launcher for a bundle as containerd does; what it printed."""
-        argv = ["env", "-C", bundle.path, LAUNCHER, "-namespace", bundle.namespace]
+    def launcher(
+        self, bundle: Bundle, action: str, within: float = 10, **environment: str
+    ) -> bytes:
+        """Run the launcher for a bundle as containerd does, which kills it after some time (in
+        seconds); what it printed."""
+        argv = ["timeout", "--signal=KILL", str(within)]
+        argv += ["env", "-C", bundle.path, LAUNCHER, "-namespace", bundle.namespace]
         argv += ["-address", f"{HOME}/grpc.sock", "-publish-binary", "/usr/bin/containerd"]
         argv += ["-id", bundle.id, *(["-bundle", bundle.path] if action == "delete" else [])]
         made = {"TTRPC_ADDRESS": EVENTS, **environment}
@@ -249,7 +253,7 @@ class Rig:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=within + 10)
         assert process.returncode == 0 and not err, (process.returncode, out, err)
         return bytes(out)
 
