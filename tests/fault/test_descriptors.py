@@ -117,12 +117,12 @@ def test_without_free_descriptors_those_who_are_connected_are_served(rig: Rig, h
             rig.call("Kill", id="runs", signal=signal.SIGKILL)
             assert end.result(10).exit_status == 137
             rig.events.until("runs", "exit")
-            rig.call("Delete", id="runs")
             for line, call in zip(lines, calls, strict=True):
                 if call.done():
                     line.close()
             for call in calls:  # who has waited is served now
                 call.result(15)
+            rig.call("Delete", id="runs")
             rig.call("Create", id="new", bundle=bundle.path, **fifos)
         assert daemon_pid(host) == daemon
         assert _journal(host).count("accepts no more connections") == 1
