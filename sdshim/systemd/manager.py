@@ -451,6 +451,8 @@ class Manager(Questions):
     async def _ref_again(self, unit: str) -> None:
         try:
             await self._add_ref(unit)
+            if unit not in self._refs:  # let go of meanwhile, perhaps on an earlier connection
+                await self.unref(unit)
         except NoSuchUnit:
             self._refs.discard(unit)
         except (Uncertain, NotDelivered):

@@ -244,50 +244,6 @@ def test_a_job_that_ended_unheard_is_judged_by_its_unit(
     run(tmp_path, body)
 
 
-def test_references_are_counted_once_and_made_again(tmp_path: Path) -> None:
-    async def body(fake: FakeBus, manager: Manager) -> None:
-        for _ in range(2):
-            await manager.ref(UNIT)
-        fake.answers["StartTransientUnit"] = lambda *_: ("o", [f"{JOB}5"])
-        await manager.start_transient("b.service", PROPERTIES)
-        await manager.ref("b.service")
-        assert [c for c in fake.calls if c[0] == "RefUnit"] == [("RefUnit", [UNIT])]
-
-        def gone(unit: str) -> Any:
-            if unit == "b.service":
-                raise FakeError(f"{SYSTEMD}.NoSuchUnit", "gone")
-            return "", []
-
-        fake.answers["RefUnit"] = gone
-        fake.answers["GetJob"] = fails()
-        fake.calls.clear()
-        fake.cut()
-        await manager._call("Nop")
-        while fake.members().count("RefUnit") < 2 or manager._refs != {UNIT}:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        assert fake.members().index("Subscribe") < fake.members().index("RefUnit")
-        # what was taken again may have been taken on this connection before
-        held = [UNIT]
-
-        def let_go(*_: object) -> Any:
-            if not held:
-                raise FakeError(f"{SYSTEMD}.NotReferenced", "not held")
-            held.clear()
-            return "", []
-
-        fake.answers["UnrefUnit"] = let_go
-        await manager.unref(UNIT)
-        assert fake.members().count("UnrefUnit") == 2
-        fake.answers["UnrefUnit"] = fails(f"{SYSTEMD}.NoSuchUnit")
-        await manager.unref(UNIT)
-        fake.answers["RefUnit"] = fails(f"{SYSTEMD}.NoSuchUnit")
-        with pytest.raises(errors.NoSuchUnit):
-            await manager.ref("c.service")
-        assert manager._refs == set()
-
-    run(tmp_path, body)
-
-
 def test_removal_is_believed_only_outside_a_reload(tmp_path: Path) -> None:
     async def body(fake: FakeBus, manager: Manager) -> None:
         fake.answers["GetUnit"] = lambda *_: ("o", ["/x"])
