@@ -291,15 +291,27 @@ class Manager(Questions):
         """Let go of the unit; fine when it is gone or was not held."""
         self._refs.discard(unit)
         try:
-            await self._call("UnrefUnit", "s", unit)
-            while unit in self._doubtful_refs:
-                await self._call("UnrefUnit", "s", unit)
+            if not await self._let_go(unit):
+                # A bus that ends takes references along, and systemd does not look whether a unit
+                # is of use any more before somebody gives one up.
+                self._doubtful_refs.add(unit)
+                await self._call("RefUnit", "s", unit)
+                await self._let_go(unit)
         except NoSuchUnit:
             log.debug("%s was gone before its unref", unit)
+        self._doubtful_refs.discard(unit)
+
+    async def _let_go(self, unit: str) -> bool:
+        """Give up a reference, or all where their number is not sure; False when none was held."""
+        held = False
+        try:
+            while not held or unit in self._doubtful_refs:
+                await self._call("UnrefUnit", "s", unit)
+                held = True
         except BusError as error:
             if error.name != f"{SYSTEMD}.NotReferenced":
                 raise
-        self._doubtful_refs.discard(unit)
+        return held
 
     async def set_properties(
         self, unit: str, properties: Sequence[Property], runtime: bool = True

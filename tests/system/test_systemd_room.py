@@ -278,6 +278,25 @@ def test_references_and_jobs_survive_a_restart_of_the_bus(host: Host) -> None:
     run(host, body)
 
 
+def test_a_bus_that_goes_between_reset_and_unref_leaves_no_unit(host: Host) -> None:
+    """systemd drops the reference with the bus, and does not look whether anything is left."""
+
+    async def body(manager: Manager) -> None:
+        unit = name()
+        await (await manager.start_transient(unit, sh("exit 3"))).wait()
+        await ended(manager, unit)
+        await manager.reset_failed(unit)
+        manager._refs.clear()  # as if it had been let go of, by a call that went with the bus
+        connections = manager._bus.connections
+        await asyncio.to_thread(host.run, ["systemctl", "restart", "dbus"])
+        await manager.version()
+        assert manager._bus.connections > connections
+        await manager.unref(unit)
+        await asyncio.wait_for(manager.when_removed(unit), 5)
+
+    run(host, body)
+
+
 def test_what_was_referenced_twice_on_one_connection_is_let_go(host: Host) -> None:
     """A start that a new connection carried, or a resync that lasted into it, counts there too."""
 

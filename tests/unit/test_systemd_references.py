@@ -35,7 +35,7 @@ def test_what_was_let_go_of_between_two_outages_is_not_held_by_the_second(tmp_pa
         fake.answers["RefUnit"] = silent
         fake.cut()
         await until(lambda: fake.members().count("RefUnit") == 2)
-        fake.answers["UnrefUnit"] = fails(f"{SYSTEMD}.NotReferenced")
+        fake.answers["UnrefUnit"] = fails("", f"{SYSTEMD}.NotReferenced")
         await manager.unref(UNIT)
         del fake.answers["RefUnit"], fake.answers["UnrefUnit"]
         fake.calls.clear()
