@@ -37,8 +37,10 @@ def _kill(call: Call, task: Process, number: int, everyone: bool) -> None:
         raise NotFound("process already finished: not found")
     if not task.pid:  # an exec, or a container to be restored, before its Start
         raise FailedPrecondition("process not created: failed precondition")
-    if call.recovered and number not in SAFE_TO_REPEAT:
-        return
+    if number and number not in SAFE_TO_REPEAT:
+        if call.begun:
+            return
+        call.note_begun()
     if isinstance(task, Exec):
         kill_exec(task, number)
     elif everyone:

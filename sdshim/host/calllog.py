@@ -46,7 +46,7 @@ _KEY = struct.Struct("<BQI")  # kind, connection, stream
 _FACTS = struct.Struct("<ddI16s")  # received, deadline (NaN: none), peer's pid, token
 _SIZE = struct.Struct("<I")
 _CODE = struct.Struct("<i")
-_OPENED, _RECEIVED, _DONE, _EXPIRED, _SENT, _CLOSED = range(1, 7)
+_OPENED, _RECEIVED, _DONE, _EXPIRED, _SENT, _CLOSED, _BEGUN = range(1, 8)
 _NO_TOKEN = bytes(16)
 _LOG = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class OpenCall(NamedTuple):
     received: float
     deadline: float | None
     expired: bool = False
+    begun: bool = False
     reply: tuple[int, str, bytes] | None = None
     note: bytes = b""
 
@@ -157,6 +158,10 @@ class CallLog:
             )
         )
         self._about(key, body)
+
+    def begun(self, key: Key) -> None:
+        """Note that what may not be done twice is about to be done."""
+        self._about(key, _KEY.pack(_BEGUN, *key))
 
     def expired(self, key: Key) -> None:
         """The caller has been told that its deadline passed; the call stays open."""
@@ -276,7 +281,7 @@ class CallLog:
         elif kind == _RECEIVED:
             self._open[key] = [(offset, length)]
             self._last[conn] = stream
-        elif kind in (_DONE, _EXPIRED):
+        elif kind in (_DONE, _EXPIRED, _BEGUN):
             if key in self._open:
                 self._open[key].append((offset, length))
         elif kind == _SENT:
@@ -296,6 +301,8 @@ class CallLog:
         for body in bodies[1:]:
             if body[0] == _EXPIRED:
                 call = call._replace(expired=True)
+            elif body[0] == _BEGUN:
+                call = call._replace(begun=True)
             else:
                 (code,) = _CODE.unpack_from(body, _KEY.size)
                 message, payload, note = _texts(body, _KEY.size + _CODE.size)

@@ -4,6 +4,7 @@ The log (sdshim.host.calllog) and the keeper (sdshim.systemd.fdstore) live in ro
 know this one; they fit `protocols` by shape. A call's life in the log:
 
     received ── done(reply, note) ── sent            the usual way
+    received ── begun ── done ── sent                what must not happen twice
     received ── expired ── sent                      deadline answered, operation went on
     received ── sent                                 the connection ended before the operation
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sdshim.core.errors import Code, ShimError, scarce
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sdshim.ttrpc.protocols import Peer
 
@@ -55,6 +56,7 @@ class Call:
 
     __slots__ = (
         "answered",
+        "begun",
         "connection",
         "deadline",
         "ended",
@@ -62,6 +64,7 @@ class Call:
         "metadata",
         "method",
         "namespace",
+        "note_begun",
         "payload",
         "peer_pid",
         "received",
@@ -84,7 +87,9 @@ class Call:
         received: float,
         deadline: float | None,
         connection: Peer | None,
+        note_begun: Callable[[], None],
         recovered: bool = False,
+        begun: bool = False,
     ) -> None:
         self.key = key
         self.service = service
@@ -98,6 +103,8 @@ class Call:
         self.deadline = deadline  # CLOCK_BOOTTIME
         self.connection = connection  # None: recovered, and the connection is gone
         self.recovered = recovered  # an earlier process may have begun it
+        self.begun = begun  # an earlier process was about to do what must not happen twice
+        self.note_begun = note_begun  # to be called before such a thing is done
         self.answered = False  # the caller has its reply (the deadline's, perhaps)
         self.ended = False  # `Server.reply` was called
 

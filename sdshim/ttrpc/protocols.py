@@ -75,6 +75,8 @@ class OpenCall(Protocol):
     @property
     def expired(self) -> bool: ...
     @property
+    def begun(self) -> bool: ...
+    @property
     def reply(self) -> tuple[int, str, bytes] | None: ...
     @property
     def note(self) -> bytes: ...
@@ -107,6 +109,9 @@ class CallLog(Protocol):
 
     def done(self, key: tuple[int, int], reply: tuple[int, str, bytes], note: bytes) -> None:
         """The call's effect has happened and this is its answer."""
+
+    def begun(self, key: tuple[int, int]) -> None:
+        """What must not happen twice is about to happen."""
 
     def expired(self, key: tuple[int, int]) -> None:
         """The caller was told that its deadline passed; the operation goes on."""

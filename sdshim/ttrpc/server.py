@@ -193,7 +193,9 @@ class Server:
             received=entry.received,
             deadline=entry.deadline,
             connection=self._connections.get(key.conn),
+            note_begun=partial(self._log.begun, key),
             recovered=True,
+            begun=entry.begun,
         )
         call.answered = entry.expired
         self._calls[key] = call
@@ -361,8 +363,9 @@ class Server:
         if request.timeout_nano < 0:
             raise DeadlineExceeded("context deadline exceeded")
         deadline = boottime() + request.timeout_nano / 1e9 if request.timeout_nano else None
+        key = CallKey(conn.serial, stream)
         call = Call(
-            CallKey(conn.serial, stream),
+            key,
             service=request.service,
             method=request.method,
             payload=request.payload,
@@ -373,6 +376,7 @@ class Server:
             received=time.time(),
             deadline=deadline,
             connection=conn,
+            note_begun=partial(self._log.begun, key),
         )
         return call, kind
 

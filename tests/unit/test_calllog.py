@@ -75,10 +75,14 @@ def test_a_call_is_open_until_it_is_sent(log: CallLog, path: Path) -> None:
     log.done((1, 3), (0, "", b"yes"))
     log.sent((1, 3))
     log.expired((1, 5))
+    receive(log, 1, 7)
+    log.begun((1, 7))
     log = again(log, path)
-    assert [(c.key, c.reply, c.note, c.expired) for c in log.open_calls()] == [
-        ((1, 1), (5, "no", b""), b"note", False),
-        ((1, 5), None, b"", True),
+    assert log.compact()
+    assert [(c.key, c.reply, c.note, c.expired, c.begun) for c in log.open_calls()] == [
+        ((1, 1), (5, "no", b""), b"note", False, False),
+        ((1, 5), None, b"", True, False),
+        ((1, 7), None, b"", False, True),
     ]
     log.close()
 
