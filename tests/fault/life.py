@@ -83,6 +83,7 @@ class Life:
         except Cut as error:
             tally.count("cut")
             print(f"  cut: {self.name}: {error}", flush=True)
+            self._abandon()
         except NotMade:
             self._abandon()
         except Fault as error:

@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.fault import flow
 from tests.fault.judge import complete, judge
 from tests.fault.life import Life
 from tests.fault.plan import dice_of, draw
@@ -125,24 +126,31 @@ def run(field: Field, scenario: Scenario, count: int, seed: int) -> None:
     """One scenario on a host: `count` strikes under load. The figures are in the field's tally."""
     tally, begun = field.tally, time.monotonic()
     dice = dice_of(seed, scenario.name)
-    crew = Crew(field, seed, draw)
     known = set(field.host.leftovers())
     unexpected = DaemonLog(field.host)
-    with field.watched(), crew.at_work():
-        for number in range(count):
-            time.sleep(dice.uniform(0, scenario.pause))
-            while not scenario.strike(field):
-                pass
-            tally.count("kills")
-            if number % 10 == 9:
-                _progress(f"{number + 1} of {count}", tally, begun)
-    with field.watched():
-        crew.judge_events()
+    if scenario.flows:
+        flow.run(field, scenario, count, dice)
+    else:
+        _work(field, scenario, count, Crew(field, seed, draw), dice)
     for line in field.host.leftovers(wait=10, known=known):
         tally.fault("left", line)
     for text in unexpected.tracebacks():
         tally.fault("wrong", f"the daemon's log: {text}")
     _progress("ended", tally, begun)
+
+
+def _work(field: Field, scenario: Scenario, count: int, crew: Crew, dice: Random) -> None:
+    begun = time.monotonic()
+    with field.watched():
+        with crew.at_work():
+            for number in range(count):
+                time.sleep(dice.uniform(0, scenario.pause))
+                while not scenario.strike(field):
+                    pass
+                field.tally.count("kills")
+                if number % 10 == 9:
+                    _progress(f"{number + 1} of {count}", field.tally, begun)
+        crew.judge_events()
 
 
 def _progress(where: str, tally: Tally, begun: float) -> None:

@@ -100,10 +100,13 @@ class Scenario:
     """Seconds between two strikes, at most."""
     systemd: int = 0
     """The oldest systemd that can do it."""
+    flows: bool = False
+    """Instead of workers a container that floods a FIFO, and somebody at a terminal."""
 
 
 SCENARIOS: Final = (
     Scenario("SIGKILL of the daemon", 100, strike_kill, 1.6),
+    Scenario("SIGKILL while streams flow", 20, strike_kill, 1.0, flows=True),
     Scenario("systemctl restart sdshim", 50, strike_restart, 1.6),
     Scenario("containerd's restart or SIGKILL", 20, strike_containerd, 3.0),
     Scenario("systemctl restart dbus", 10, strike_dbus, 3.0),
