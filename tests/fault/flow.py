@@ -173,9 +173,7 @@ def run(field: Field, scenario: Scenario, count: int, dice: Random) -> None:
     session.begin()
     begun = time.monotonic()
     for _ in range(count):
-        time.sleep(dice.uniform(0, scenario.pause))
-        while not scenario.strike(field):
-            pass
+        scenario.strike(field, dice.uniform(0, scenario.pause))
         field.tally.count("kills")
     rate = flood.read / (time.monotonic() - begun) / 1e6
     flood.end()

@@ -144,9 +144,7 @@ def _work(field: Field, scenario: Scenario, count: int, crew: Crew, dice: Random
     with field.watched():
         with crew.at_work():
             for number in range(count):
-                time.sleep(dice.uniform(0, scenario.pause))
-                while not scenario.strike(field):
-                    pass
+                scenario.strike(field, dice.uniform(0, scenario.pause))
                 field.tally.count("kills")
                 if number % 10 == 9:
                     _progress(f"{number + 1} of {count}", field.tally, begun)

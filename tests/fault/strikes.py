@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -46,47 +47,52 @@ def restart_daemon(host: Host) -> bool:
     return True
 
 
-def strike_kill(field: Field) -> bool:
-    """SIGKILL to the daemon as soon as there is one: also to one that is just starting."""
-    eventually(lambda: daemon_pid(field.host) != 0, "a daemon", timeout=30)
-    return kill_daemon(field.host)
+def strike_kill(field: Field, pause: float) -> None:
+    """SIGKILL to the daemon a while after it has begun to serve; every fourth one comes early and
+    may hit it while it takes over. (Were it always so, a busy machine would see nothing else.)"""
+    while True:
+        eventually(lambda: daemon_pid(field.host) != 0, "a daemon", timeout=30)
+        if field.tally.done["kills"] % 4 != 3:
+            field.host.run(["systemctl", "start", "sdshim.service"])  # returns when it serves
+        time.sleep(pause)
+        if kill_daemon(field.host):
+            return
 
 
-def strike_restart(field: Field) -> bool:
+def strike_restart(field: Field, pause: float) -> None:
     """`systemctl restart sdshim`, as an upgrade does it, to its end."""
+    time.sleep(pause)
     field.host.run(["systemctl", "restart", "sdshim.service"], timeout=60)
-    return True
 
 
-def strike_stop(field: Field) -> bool:
+def strike_stop(field: Field, pause: float) -> None:
     """Stop, then start: what the store holds is kept from systemd 254 on."""
+    time.sleep(pause)
     field.host.run(["systemctl", "stop", "sdshim.service"], timeout=60)
     field.host.run(["systemctl", "start", "sdshim.service"], timeout=60)
-    return True
 
 
-def strike_containerd(field: Field) -> bool:
+def strike_containerd(field: Field, pause: float) -> None:
     """`systemctl restart containerd`, or its death by SIGKILL, by turns."""
+    time.sleep(pause)
     with field.containerd_away() as number:
-        if number % 2:
-            field.host.run(["systemctl", "restart", "containerd.service"], timeout=60)
-        else:
-            command = "systemctl kill --signal=KILL containerd; systemctl restart containerd"
-            field.host.run(["sh", "-c", command], timeout=60)
-    return True
+        command = "systemctl restart containerd"
+        if number % 2 == 0:
+            command = f"systemctl kill --signal=KILL containerd; {command}"
+        field.host.run(["sh", "-c", command], timeout=60)
 
 
-def strike_dbus(field: Field) -> bool:
+def strike_dbus(field: Field, pause: float) -> None:
     """`systemctl restart dbus`: every connection to the bus is closed."""
+    time.sleep(pause)
     field.host.run(["systemctl", "restart", "dbus.service"], timeout=60)
     field.host.run(["systemctl", "reset-failed", "dbus.service"])  # or it is too often in a row
-    return True
 
 
-def strike_reexec(field: Field) -> bool:
+def strike_reexec(field: Field, pause: float) -> None:
     """systemd starts anew, with its state."""
+    time.sleep(pause)
     field.host.run(["systemctl", "daemon-reexec"], timeout=60)
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +101,10 @@ class Scenario:
 
     name: str
     count: int
-    strike: Callable[[Field], bool]
+    strike: Callable[[Field, float], None]
+    """Strikes after a pause."""
     pause: float
-    """Seconds between two strikes, at most."""
+    """Seconds, at most."""
     systemd: int = 0
     """The oldest systemd that can do it."""
     flows: bool = False
