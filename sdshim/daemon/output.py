@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNIT = "sdshim.pump.service"
-IDLE_S = 10
+IDLE_S = 5
 """How long nothing must have come before the pump ends."""
 DRAIN_S = 10.0
 """What Delete waits for a journal that takes nothing, as stock for its copies (protocol 6.2)."""
 START_S = 10.0
 OLD_S = 5.0
 """What the pump of an earlier daemon may take to end before it is killed, which loses nothing."""
-PAUSES_S = (0.05, 0.5, 2.0, 10.0)
+PAUSES_S = (0.02, 0.1, 0.5, 2.0)
 """Before a pump that has failed is started again."""
 LIVED_S = 5.0
 """One that lived as long has not failed at its start."""
@@ -65,6 +65,8 @@ class Stream:
     words: bytes = b""
     """What the pump is told of it; empty until that is known."""
     finishing: bool = False
+    own: dict[str, int] = field(default_factory=dict)
+    """Copies of its ends, when the process is deleted before the journal has all."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -134,7 +136,7 @@ class Output:
         except TimeoutError:
             log.error("%s: the journal takes nothing; its last lines come later, or never", process)
             for stream in mine:
-                self._streams.pop(stream.serial, None)
+                self._keep(stream)
 
     def close(self) -> None:
         """Let go of everything; the pump ends."""
@@ -156,8 +158,15 @@ class Output:
         elif stream.words and self._control:
             self._send(b"finish %d" % stream.serial)
 
+    def _keep(self, stream: Stream) -> None:
+        """Delete does not wait any longer: keep what the pump is still to have."""
+        ends = stream.process.held.ends
+        names = (stream.name, journal.CLIENT[stream.name])
+        if not stream.over.is_set():
+            stream.own = {name: os.dup(ends[name]) for name in names if name in ends}
+
     def _fd(self, stream: Stream) -> int:
-        return stream.process.held.ends[stream.name]
+        return (stream.own or stream.process.held.ends)[stream.name]
 
     # --- watched
 
@@ -187,7 +196,10 @@ class Output:
     def _over(self, stream: Stream) -> None:
         """All of it is with journald: the client sees the end of file."""
         self._streams.pop(stream.serial, None)
-        if stream.name in stream.process.held.ends:
+        if stream.own:
+            _close(list(stream.own.values()))
+            stream.own.clear()
+        elif stream.name in stream.process.held.ends:
             self._unwatch(stream)
             streams.let_go(self._node, stream.process, stream.name)
         streams.let_go(self._node, stream.process, journal.CLIENT[stream.name])
@@ -208,10 +220,8 @@ class Output:
             self._add(stream)
 
     def _add(self, stream: Stream) -> None:
-        if stream.name not in stream.process.held.ends:  # Delete has not waited any longer
-            return
         fds = [self._fd(stream)]
-        client = stream.process.held.ends.get(journal.CLIENT[stream.name], -1)
+        client = (stream.own or stream.process.held.ends).get(journal.CLIENT[stream.name], -1)
         if client >= 0 and stream.process.identity.log.mode == logs.BOTH:
             fds.append(client)
         self._send(stream.words, *(os.dup(fd) for fd in fds))
@@ -288,15 +298,26 @@ class Output:
             sock.listen(1)
             await self._start_unit(str(path))
             try:
-                async with asyncio.timeout(START_S):
-                    control, _ = await asyncio.get_running_loop().sock_accept(sock)
-            except TimeoutError:
-                raise UnknownError(
-                    f"{UNIT} does not connect", hint=f"journalctl -u {UNIT}"
-                ) from None
+                control = await self._connected(sock)
             finally:
                 path.unlink(missing_ok=True)
         await self._talk(control)
+
+    async def _connected(self, listener: socket.socket) -> socket.socket:
+        """The pump's end of the socket. Raises UnknownError when it ends before, or hangs."""
+        loop = asyncio.get_running_loop()
+        came = loop.create_task(loop.sock_accept(listener))
+        gone = loop.create_task(self._node.manager.when_removed(UNIT))
+        first = asyncio.FIRST_COMPLETED
+        try:
+            await asyncio.wait((came, gone), timeout=START_S, return_when=first)
+            if came.done():
+                return came.result()[0]
+            raise UnknownError(f"{UNIT} does not connect", hint=f"journalctl -u {UNIT}")
+        finally:
+            for one in (came, gone):
+                one.cancel()
+            await asyncio.gather(came, gone, return_exceptions=True)
 
     async def _start_unit(self, path: str) -> None:
         properties = pump_properties(path, IDLE_S, self._node.facts)

@@ -40,7 +40,10 @@ class Job:
             kind = {"type": "devpts", "source": "devpts"}
             words = ["newinstance", "ptmxmode=0666", "mode=0620"]
             spec["mounts"].append({"destination": "/dev/pts", **kind, "options": words})
-        self._process = {"type_url": PROCESS_URL, "value": json.dumps(spec["process"]).encode()}
+        self._process: dict[str, Any] = {
+            "type_url": PROCESS_URL,
+            "value": json.dumps(spec["process"]).encode(),
+        }
         if where == "init":
             self.bundle = rig.bundle("box", spec=spec)
             self.streams["options"] = options
@@ -49,6 +52,15 @@ class Job:
             self.bundle = rig.bundle("box", spec=sleeps)
             rig.call("Create", id="box", bundle=self.bundle.path, options=options)
             rig.call("Start", id="box")
+
+    def set(self, **more: Any) -> None:
+        """Change what the OCI spec says of the process, before it begins."""
+        if self.where == "exec":
+            self._process["value"] = json.dumps(json.loads(self._process["value"]) | more).encode()
+            return
+        spec = json.loads((self.bundle.outside / "config.json").read_text())
+        spec["process"] |= more
+        self.bundle.write_spec(spec)
 
     def fifos(self, *streams: str) -> None:
         """Make FIFOs, with the client's end of each output; it has no end of stdin yet."""
