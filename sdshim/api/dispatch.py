@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sdshim.api import control, task
-from sdshim.core import spans
+from sdshim.core import logs, spans
 from sdshim.core.errors import Code, Internal, InvalidArgument, ShimError, Unimplemented
 from sdshim.core.names import TaskKey
 from sdshim.ttrpc.calls import reply_for
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sdshim.api.task import Method
     from sdshim.core.spans import Span
     from sdshim.daemon.node import Node
+    from sdshim.daemon.process import Task
     from sdshim.ttrpc.server import Call, Server
 
 log = logging.getLogger(__name__)
@@ -67,23 +68,40 @@ class Dispatcher:
         assert method.later is not None
         begun = time.monotonic()
         request: Any = None
+        known: Task | None = None
         with self._span(call) as span:
             try:
                 request = self._decode(method, call)
+                known = self._node.tasks.get(_key(call, request))  # Delete forgets it
                 with self._described(span, call, request):
                     reply = Reply(0, "", await method.later(self._node, call, request))
             except Exception as error:
                 span.fail(error)
                 span.set(spans.RPC_STATUS, _code(error))
                 reply = reply_for(error)
-        log.info(
-            "%s: %s: %s in %.1f ms",
-            call.method,
-            _key(call, request),
-            reply.message or "ok",
-            (time.monotonic() - begun) * 1e3,
-        )
+        self._tell(call, request, known, reply, time.monotonic() - begun, span)
         self._reply(call, reply)
+
+    def _tell(
+        self, call: Call, request: Any, known: Task | None, reply: Reply, took_s: float, span: Span
+    ) -> None:
+        """The one line of an operation: to the journal, and to containerd by the bundle's log."""
+        key = _key(call, request)
+        known = known or self._node.tasks.get(key)
+        fields = {
+            "CONTAINER_ID": key.id or None,
+            "CONTAINER_NAMESPACE": key.namespace,
+            "CONTAINER_EXEC_ID": getattr(request, "exec_id", "") or None,
+            "UNIT": known.identity.unit if known else None,
+            "SDSHIM_OPERATION": call.method,
+            "SDSHIM_STATUS": reply.code,
+            "DURATION_MS": took_s * 1e3,
+            "TRACE_ID": logs.trace_id(span.traceparent) or None,
+        }
+        bundle = known.identity.bundle if known else getattr(request, "bundle", "")
+        text = reply.message or "ok"
+        extra = {"fields": fields, "bundle": bundle}
+        log.info("%s: %s: %s in %.1f ms", call.method, key, text, took_s * 1e3, extra=extra)
 
     def _reply(self, call: Call, reply: Reply) -> None:
         assert self.server is not None

@@ -29,6 +29,7 @@ from sdshim.host import cgroup
 from sdshim.host.calllog import CallLog
 from sdshim.host.store import Store
 from sdshim.runtime.oci import OciRuntime
+from sdshim.stdio.bundlelog import BundleHandler
 from sdshim.systemd import journal
 from sdshim.systemd.bus import Bus
 from sdshim.systemd.fdstore import FdStore
@@ -54,6 +55,7 @@ FLUSH_S = 0.3
 def serve(config: Config) -> int:
     """Run the daemon until SIGTERM or SIGINT."""
     journal.install(logging.getLevelNamesMapping()[config.log_level.upper()])
+    logging.getLogger().addHandler(BundleHandler())
     tracer = tracer_from_env(os.environ, config.otlp_endpoint or None)
     daemon = Daemon(config, tracer)
     try:

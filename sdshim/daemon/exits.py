@@ -14,7 +14,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from sdshim.core import exitrecord, names, spans
+from sdshim.core import exitrecord, logs, names, spans
 from sdshim.core.errors import ShimError, scarce
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
@@ -112,7 +112,10 @@ async def ended(node: Node, task: Process) -> None:
         parent=task.identity.traceparent,
     )
     oom_killed = " (OOM)" if exit.reason == exitrecord.OOM_KILL else ""
-    log.info("%s exited with status %d%s", task, exit.status, oom_killed)
+    me = task.identity
+    fields = {**logs.fields(me), "UNIT": me.unit, "SDSHIM_EXIT_STATUS": exit.status}
+    extra = {"fields": fields, "bundle": me.bundle}
+    log.info("%s exited with status %d%s", task, exit.status, oom_killed, extra=extra)
 
 
 def _end_the_others(task: Task) -> None:

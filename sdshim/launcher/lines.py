@@ -89,9 +89,13 @@ class RateLimit:
         """Whether one more entry may go at this time (seconds); a new interval begins with it."""
         if not self._interval or not self._burst:
             return True
-        if now - self._begun >= self._interval:
+        if self.is_over(now):
             self._begun, self._count = now, 0
         return self._count < self._burst
+
+    def is_over(self, now: float) -> bool:
+        """Whether the interval has passed."""
+        return now - self._begun >= self._interval
 
     def count(self, *, sent: bool) -> None:
         """The entry was sent, or was left out."""
@@ -100,7 +104,7 @@ class RateLimit:
 
     def report(self, now: float, *, over: bool = False) -> int:
         """How many were left out in an interval that is over; told once."""
-        if not self.suppressed or not (over or now - self._begun >= self._interval):
+        if not self.suppressed or not (over or self.is_over(now)):
             return 0
         told, self.suppressed = self.suppressed, 0
         return told

@@ -293,6 +293,7 @@ class Pump:
     def _add(self, words: list[str], fields: bytes, fds: list[int]) -> None:
         unit, path = words[5], words[6]
         limit, sharing = self._limits.get(unit, (RateLimit(int(words[3]) / 1e6, int(words[4])), 0))
+        self._forget_limits()
         self._limits[unit] = limit, sharing + 1
         if path not in self._journals:
             self._journals[path] = Journal(path, self._epoll)
@@ -301,6 +302,13 @@ class Pump:
         self._of[stream.fd] = self._journals[path]
         self._epoll.register(stream.fd, select.EPOLLIN | select.EPOLLET)
         self._enqueue(stream)
+
+    def _forget_limits(self) -> None:
+        """Those of units without streams, once they limit nothing: another stream may come."""
+        now = time.monotonic()
+        for unit, (limit, sharing) in list(self._limits.items()):
+            if not sharing and limit.is_over(now):
+                del self._limits[unit]
 
     # --- a stream
 
@@ -407,8 +415,6 @@ class Pump:
             return
         self._tell_dropped(stream, over=True)
         self._limits[stream.unit] = stream.limit, sharing - 1
-        if sharing == 1:
-            del self._limits[stream.unit]
         self._epoll.unregister(stream.fd)
         del self._streams[stream.fd], self._of[stream.fd]
         if stream.queued:

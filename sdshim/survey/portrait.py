@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sdshim.core.config import Config
     from sdshim.core.exitrecord import ExitRecord
     from sdshim.core.listing import Entry, Row
+    from sdshim.core.model import Identity
     from sdshim.core.record import Record
     from sdshim.survey.node import Kind
 
@@ -151,12 +152,27 @@ def _record(record: Record) -> dict[str, Any]:
             "stderr": me.stdio.stderr or None,
             "terminal": me.stdio.terminal,
         },
+        "log": _log(me),
         "rootfs": [
             {"type": m.type, "source": m.source, "target": m.target, "options": list(m.options)}
             for m in me.rootfs
         ],
         "traceparent": me.traceparent or None,
         "task_token": me.task_token or None,
+    }
+
+
+def _log(me: Identity) -> dict[str, Any]:
+    """Where the output goes, and the command that shows what is in the journal."""
+    if not me.log.piped:
+        return {"mode": me.log.mode}
+    space = f" --namespace={me.log.namespace}" if me.log.namespace else ""
+    return {
+        "mode": me.log.mode,
+        "namespace": me.log.namespace or None,
+        "stdout_priority": me.log.stdout_priority,
+        "stderr_priority": me.log.stderr_priority,
+        "read_by": f"journalctl{space} -u {me.unit}",
     }
 
 

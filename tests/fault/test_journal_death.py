@@ -54,7 +54,8 @@ def test_no_line_is_lost_when_they_are_killed_during_output(
 ) -> None:
     begun = since(host)
     moments = random.Random(SEED)
-    script = f"for n in $(seq {LINES}); do echo $n; [ $((n % 300)) != 0 ] || sleep 0.1; done; printf tail"
+    line = "echo $n; [ $((n % 300)) != 0 ] || sleep 0.1"
+    script = f"for n in $(seq {LINES}); do {line}; done; printf tail"
     bundle = rig.bundle("torn", "sh", "-c", script)
     rig.call("Create", id="torn", bundle=bundle.path, options=wish(log="journal"))
     end = rig.begin("Wait", id="torn")

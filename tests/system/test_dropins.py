@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.system import limits
+from tests.system import test_journal as journal
 from tests.system.client import Ctr
 from tests.system.taskclient import eventually
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.host import Host
+    from tests.system.taskclient import Rig
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -75,6 +77,28 @@ def test_a_drop_in_for_all_sets_weight_memory_tasks_and_log_rate(ctr: Ctr, host:
             f"{UNITS}/{EVERY}.d/every.conf"
             in host.run(["systemctl", "cat", "sdshim-default-box.service"]).stdout
         )
+
+
+def test_a_drop_in_limits_the_lines_of_a_container_in_the_journal(rig: Rig, host: Host) -> None:
+    """Also fields of the drop-in's are on them."""
+    begun = journal.since(host)
+    rate = ["LogRateLimitIntervalSec=1h", "LogRateLimitBurst=100"]
+    more = ["LogExtraFields=TEAM=blue", "SyslogLevelPrefix=no"]
+    with dropped_in(host, EVERY, *rate, *more):
+        for id_ in ("loud", "calm"):
+            count = 1000 if id_ == "loud" else 10
+            rig.running(id_, "sh", "-c", f"seq {count}; echo '<2>end' >&2")
+            rig.call("Wait", id=id_)
+            rig.call("Delete", id=id_)
+    found = journal.entries(host, begun, "-u", "sdshim-default-loud.service")
+    told = [entry for entry in found if "N_DROPPED" in entry]
+    assert len(found) - len(told) == 100
+    assert sum(int(entry["N_DROPPED"]) for entry in told) == 901
+    assert str(told[0]["MESSAGE"]).endswith(" messages from sdshim-default-loud.service")
+    calm = journal.entries(host, begun, "-u", "sdshim-default-calm.service", "TEAM=blue")
+    assert sorted(str(entry["MESSAGE"]) for entry in calm) == sorted(
+        ["<2>end", *(str(n + 1) for n in range(10))]
+    )
 
 
 @pytest.mark.controllers

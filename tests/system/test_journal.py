@@ -301,3 +301,50 @@ def test_the_pump_is_there_only_while_something_comes(rig: Rig, host: Host) -> N
     job.wait()
     job.call("Delete")
     assert texts(host, begun, "CONTAINER_ID=box") == ["1", "2"]
+
+
+# --- the daemon's own log
+
+
+def test_each_operation_is_a_line_with_fields_in_the_journal_and_one_in_the_bundles_log(
+    rig: Rig, host: Host
+) -> None:
+    begun = since(host)
+    bundle = rig.bundle("box", "sh", "-c", "exit 7")
+    os.mkfifo(bundle.outside / "log")
+    rig.call("Create", id="box", bundle=bundle.path)  # nobody reads it: nobody waits
+    bundle.attach("log")
+    rig.call("Start", id="box")
+    rig.call("Wait", id="box")
+    rig.call("Delete", id="box")
+    host.run(["journalctl", "--sync"])
+    argv = ["journalctl", begun, "-o", "json", "_SYSTEMD_UNIT=sdshim.service", "CONTAINER_ID=box"]
+    lines = [json.loads(line) for line in host.run(argv).stdout.splitlines()]
+    found = {line["SDSHIM_OPERATION"]: line for line in lines if "SDSHIM_OPERATION" in line}
+    assert {"Create", "Start", "Wait", "Delete"} <= found.keys()
+    for line in found.values():
+        assert line["CONTAINER_NAMESPACE"] == "default"
+        assert line["UNIT"] == "sdshim-default-box.service"
+        assert line["SDSHIM_STATUS"] == "0" and float(line["DURATION_MS"]) > 0
+    (exit,) = [line for line in lines if "SDSHIM_EXIT_STATUS" in line]
+    assert exit["SDSHIM_EXIT_STATUS"] == "7"
+    said = os.read(bundle.ends["log"], 1 << 16).decode().splitlines()
+    words = ["Start: default/box: ok in", "exited with status 7", "Delete: default/box: ok in"]
+    assert all(any(word in line for line in said) for word in words)
+    assert all(line.startswith('time="') and "level=info msg=" in line for line in said)
+
+
+def test_a_bundles_log_without_room_costs_the_line_only(rig: Rig) -> None:
+    bundle = rig.bundle("box", "true")
+    os.mkfifo(bundle.outside / "log")
+    bundle.attach("log")
+    full = os.open(bundle.outside / "log", os.O_WRONLY | os.O_NONBLOCK)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(full, bytes(4096))
+    os.close(full)
+    rig.call("Create", id="box", bundle=bundle.path)
+    rig.call("Start", id="box")
+    assert rig.call("Wait", id="box").exit_status == 0
+    rig.call("Delete", id="box")
+    assert not os.read(bundle.ends["log"], 1 << 20).strip(b"\0")

@@ -41,7 +41,8 @@ def test_the_daemon_survives_and_stays_in_the_hosts_namespaces() -> None:
         ("OOMPolicy", "continue"),
         ("RuntimeDirectoryPreserve", "yes"),
         ("TasksMax", "infinity"),
-        ("LogRateLimitIntervalSec", "0"),
+        ("LogRateLimitIntervalSec", "1us"),
+        ("LogRateLimitBurst", "4294967295"),
     ):
         assert service[key] == [value]
     assert int(service["FileDescriptorStoreMax"][0]) < int(service["LimitNOFILE"][0]) < 20000
