@@ -56,6 +56,9 @@ exits: deps ## N one-millisecond containers and execs: no exit lost or wrong (N=
 races: deps ## N starts of execs against the exit of their container (ROOT, CGROUP, N=500)
 	@SDSHIM_RACES=$(N) $(PYTEST) -q -s --timeout 3600 tests/system/test_verbs.py -k races --hosts $(ROOT)/$(CGROUP)
 
+flood: deps ## what task calls feel of 20 containers that flood the journal (ROOT, CGROUP)
+	@$(PY) -m tests.bench.flood --root $(ROOT) --cgroup $(CGROUP)
+
 fault: deps ## kills and restarts of every part under load, counted: minutes (ROOT, CGROUP, SEED)
 	@$(PY) -m tests.fault --root $(ROOT) --cgroup $(CGROUP) --seed $(SEED)
 
@@ -80,4 +83,4 @@ uninstall: ## remove what install put there
 clean: ## the virtual environment and caches of tools (host roots: python -m tests.host --clean)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help deps demo lint unit system test bench compare exits fault soak emulated host proto install uninstall clean
+.PHONY: help deps demo lint unit system test bench compare exits races flood fault soak emulated host proto install uninstall clean

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from tests.bench.lives import Bench
     from tests.host import Host
 
-DAEMON_CGROUP = "system.slice/sdshim.service"
+CGROUPS = ("system.slice/sdshim.service", "system.slice/sdshim.pump.service")
+"""The daemon's, and, while containers' output goes to the journal, the pump's."""
 STOCK_NAME = "containerd-shim-runc-v2"
 MIB = 1024.0
 
@@ -38,8 +39,8 @@ def pss(pids: Sequence[int], kind: str = "Pss") -> float:
 def shim_pids(host: Host, runtime: str) -> list[int]:
     """The processes (pids outside) that are there because of this shim."""
     if runtime == OURS:
-        listed = (host.cgroup_path / DAEMON_CGROUP / "cgroup.procs").read_text()
-        return [int(pid) for pid in listed.split()]
+        files = [host.cgroup_path / group / "cgroup.procs" for group in CGROUPS]
+        return [int(pid) for file in files if file.exists() for pid in file.read_text().split()]
     space = Path(f"/proc/{host.pid}/ns/pid").readlink()
     return [
         int(entry.name)
