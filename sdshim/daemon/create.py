@@ -196,6 +196,8 @@ async def _roll_back(node: Node, task: Task, *, foreign: bool = False) -> None:
 async def _resume(node: Node, task: Task, call: Call) -> bytes:
     """Go on with a Create that an earlier daemon had begun."""
     async with task.lock:
+        if task.phase is Phase.DELETED:
+            raise Canceled("the task was given up before it was made")
         if task.phase is not Phase.CREATING:
             return pb.CreateTaskResponse(pid=task.pid).SerializeToString()
         try:

@@ -86,10 +86,12 @@ async def _end(node: Node, task: Task) -> None:
 
 async def discard(node: Node, task: Task) -> None:
     """Remove what is left of a task that the launcher has ended while no daemon was there;
-    containerd has published its end."""
+    containerd has published its end. A Create that waits for it must not make it again."""
     _mute(task)
     async with task.lock:
         await _remove_parts(node, task)
+        if task.phase is Phase.CREATING:
+            task.see(Seen.CREATE_FAILED)
         node.tasks.pop(task.key, None)
         node.store.remove(task.identity)
 
