@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sdshim.core.model import Identity, Mount
     from sdshim.core.unitspec import HostFacts
 
+HOST_MOUNTS = "/proc/1/ns/mnt"
+"""The host's mount namespace."""
 FUSE = ("fuse.", "fuse3.")
 CONSUMED = "X-containerd."
 """containerd's mount manager takes these options away before a shim sees a mount."""
@@ -82,8 +84,9 @@ def _line(number: int, mount: Mount, me: Identity, host: HostFacts) -> list[str]
     if not needs_helper(mount):
         words = ["-o", ",".join(options)] if options else []
         kind = ["-t", mount.type] if mount.type not in ("", *_BINDS) else []
-        # No helper lookup, no mtab.
-        return [host.mount_program, "-n", "-i", *kind, *words, mount.source, rootfs]
+        # No helper lookup, no mtab; in the host's namespace, whatever a drop-in says.
+        plain = ["-n", "-i", "-N", HOST_MOUNTS]
+        return [host.mount_program, *plain, *kind, *words, mount.source, rootfs]
     helper = [host.python, "-I", "-S", f"{host.launcher}/rootfs_mount.py", rootfs]
     return [*helper, *_scope(number, mount, me), mount.target, mount.type, mount.source, *options]
 

@@ -324,7 +324,8 @@ def _log_fields(me: Identity) -> list[bytes]:
 def _exec(name: str, host: HostFacts, *commands: list[str], privileged: bool = False) -> Property:
     """Exec lines whose arguments arrive as they are. `privileged` (where the form can say it): what
     a drop-in takes from the unit's processes, as User= does, it does not take from these. (Not so a
-    mount namespace: seen on 257 and 262, such a line is given one too, of its own.)"""
+    mount namespace: seen on 257 and 262, such a line is given one too, of its own. So each line
+    sees to it itself that it is in the host's: mount(8)'s -N, launcher/hostmounts.sh.)"""
     if host.systemd >= EX_LINES_SINCE:
         flags = ["no-env-expand", *(["privileged"] if privileged else [])]
         return f"{name}Ex", "a(sasas)", [(argv[0], argv, flags) for argv in commands]

@@ -142,7 +142,7 @@ async def _run(node: Node, task: Task, job: _Job) -> bool:
     unit = OneshotUnit(
         identity=job.one.me,
         folder=str(folder),
-        commands=(tuple(argv),),
+        commands=((f"{node.facts.launcher}/inhost", *argv),),
         description=f"Checkpoint of container {task.key}",
         environment=node.runtime.criu.environment(me.runtime.criu_path, folder, config),
     )

@@ -22,10 +22,11 @@ def main(argv: list[str]) -> int:
     room = os.path.dirname(os.path.abspath(__file__))
     sys.path.insert(0, os.path.dirname(os.path.dirname(room)))
 
-    from sdshim.launcher import mounting
+    from sdshim.launcher import kernel, mounting
 
     rootfs, *unit, target, kind, source = argv[:7]
     try:
+        kernel.enter_hosts_mounts()
         if unit[0] != "-":
             from sdshim.launcher import fuse
 

@@ -474,10 +474,10 @@ def test_a_container_that_is_given_the_hosts_run_is_told(
     assert ("host-run" in doctor(host).checks) == told
 
 
-def test_drop_ins_that_imply_a_mount_namespace_are_named(host: Host, web: str) -> None:
-    with drop_in(host, "sdshim-.service", "[Service]\nPrivateTmp=yes\nProtectHome=no\n") as path:
-        found = doctor(host).of("mount-namespace")
-        assert found["text"].startswith(f"{path} sets PrivateTmp=, which puts containers into")
+def test_drop_ins_that_the_daemon_or_containers_cannot_have_are_named(host: Host, web: str) -> None:
+    with drop_in(host, "sdshim-.service", "[Service]\nPrivateDevices=yes\nUser=root\n") as path:
+        found = doctor(host).of("drop-ins")
+        assert found["text"].startswith(f"{path} sets PrivateDevices=, which takes from")
         assert found["level"] == "fault"
     with drop_in(host, "sdshim.service", "[Service]\nProtectSystem=full\n") as path:
         host.run(["systemctl", "daemon-reload"])

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system import limits
+from tests.system import limits, rootfs
 from tests.system import test_journal as journal
 from tests.system.client import Ctr
-from tests.system.taskclient import eventually
+from tests.system.taskclient import ROOTFS, Rig, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
 UNITS = "/etc/systemd/system"
-BUNDLES = "/run/containerd/io.containerd.runtime.v2.task/default"
+SHARED = "/tmp/dropins"
 FAULTS = 2
 EVERY, SPACE = "sdshim-.service", "sdshim-team:a-.service"
 """The drop-in folders of all containers, and of those of the containerd namespace team-a."""
@@ -139,17 +139,64 @@ def test_a_drop_in_reaches_what_runs_already(ctr: Ctr, host: Host) -> None:
     eventually(lambda: not ctr.status("box"), "it has gone")
 
 
-def test_without_a_mount_namespace_is_what_doctor_wants_and_with_one_no_container_starts(
+NAMESPACED = [
+    "PrivateTmp=yes",
+    "ProtectSystem=strict",
+    "ProtectHome=yes",
+    "ProtectControlGroups=yes",
+    "InaccessiblePaths=/run/containerd /run/sdshim",
+    "PrivateMounts=yes",
+]
+"""Each gives the unit's processes a mount namespace; together nothing of ours is left in it."""
+
+
+def test_what_implies_a_mount_namespace_changes_nothing_for_containers(
     ctr: Ctr, host: Host
 ) -> None:
-    with dropped_in(host, EVERY, "PrivateTmp=yes"):
+    """Mounted, run, logged, told and removed in the host's, a restart of the daemon between."""
+    host.run(["sh", "-c", f"mkdir {SHARED}; echo from the host >{SHARED}/word"])
+    mount = ["--mount", f"type=bind,src={SHARED},dst=/shared,options=rbind:rw"]
+    options = [*mount, "--log-uri", f"file://{SHARED}/log"]
+    script = "cat /shared/word; until [ -e /shared/go ]; do sleep 0.01; done; exit 3"
+    try:
+        with dropped_in(host, EVERY, *NAMESPACED):
+            assert not host.run(["sdshim", "doctor"]).stdout
+            ctr.run("box", "sh", "-c", script, options=["-d", *options], check=True)
+            line = ["sh", "-c", "cat /shared/word; exit 4"]
+            within = host.run(ctr.argv("task", "exec", "--exec-id", "x", "box", *line), check=False)
+            assert (within.returncode, within.stdout) == (4, "from the host\n")
+            host.run(["systemctl", "kill", "--signal=KILL", "sdshim.service"])
+            host.run(["touch", f"{SHARED}/go"])
+            ctr.await_status("box", "STOPPED")
+            assert ctr.delete("box") == 3
+            assert host.path(f"{SHARED}/log").read_text() == "from the host\n"
+        # Nothing is left, above all no mount: the fixture looks.
+    finally:
+        ctr.remove("box")
+        host.run(["rm", "-rf", SHARED])
+
+
+def test_a_rootfs_that_mount_cannot_make_is_seen_by_the_runtime_too(
+    rig: Rig, host: Host, mount_folder: None
+) -> None:
+    rootfs.sh(host, f"mkdir -p upper work extra && cp -a {ROOTFS}/. extra")
+    lower = rootfs.overlay(f"{rootfs.WORK}/extra")
+    with dropped_in(host, EVERY, "PrivateTmp=yes", "ProtectSystem=strict"):
+        mounts = [lower, rootfs.tmpfs("/dev", "mode=755")]  # one with a target goes by our helper
+        printed = rootfs.output(rig, "helped", mounts, "echo seen")
+    assert printed == "seen\n"
+
+
+@pytest.mark.parametrize("line", ["PrivateDevices=yes", "DynamicUser=yes", "PrivateUsers=yes"])
+def test_what_takes_too_much_from_the_runtime_is_named_by_doctor(
+    ctr: Ctr, host: Host, line: str
+) -> None:
+    with dropped_in(host, EVERY, line):
         named = host.run(["sdshim", "doctor"], check=False)
         assert named.returncode == FAULTS
-        assert f"{UNITS}/{EVERY}.d/every.conf sets PrivateTmp=" in named.stdout
+        assert f"{UNITS}/{EVERY}.d/every.conf sets {line.partition('=')[0]}=" in named.stdout
         refused = ctr.run("box", "true")
         assert refused.returncode != 0
-        assert "create failed" in refused.stderr
-    # What runc has made in the folder where nothing was mounted; containerd does not remove it.
-    host.run(["rm", "-rf", f"{BUNDLES}/box"])
+        assert "failed" in refused.stderr
     ctr.remove("box")
     assert ctr.run("box", "sh", "-c", "exit 3").returncode == 3

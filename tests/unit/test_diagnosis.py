@@ -72,7 +72,20 @@ def test_versions_of_distributions_are_compared_by_their_numbers(
     ],
 )
 def test_drop_ins_that_imply_a_mount_namespace(text: str, keys: list[str]) -> None:
-    assert place._keys(text) == keys
+    assert place._set(text, place.IMPLIES_MOUNT_NAMESPACE) == keys
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("PrivateTmp=yes\nProtectSystem=strict\n", []),
+        ("DynamicUser=yes\nPrivateDevices=true\n", ["DynamicUser", "PrivateDevices"]),
+        ("User=root\nRootDirectory=/\nPrivateUsers=no\n", []),
+        ("User=nobody\n", ["User"]),
+    ],
+)
+def test_drop_ins_with_which_no_container_starts(text: str, keys: list[str]) -> None:
+    assert place._set(text, place.STOPS_CONTAINERS) == keys
 
 
 @pytest.mark.parametrize(

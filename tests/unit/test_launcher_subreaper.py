@@ -338,7 +338,7 @@ def line(room: Room) -> list[str]:
     """`exec` in a folder that has the compiled program or has not."""
     folder = room.state / "launcher"
     folder.mkdir()
-    for name in ("exec", "streams.sh", "subreaper.py"):
+    for name in ("exec", "hostmounts.sh", "streams.sh", "subreaper.py"):
         shutil.copy(LAUNCHER / name, folder)
     if room.name == "c":
         shutil.copy(room.program[0], folder)

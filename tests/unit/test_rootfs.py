@@ -37,7 +37,7 @@ def _line(mount: Mount) -> list[str]:
     ],
 )
 def test_the_plain_ones_are_mount8s(mount: Mount) -> None:
-    assert _line(mount)[:3] == ["/bin/mount", "-n", "-i"]
+    assert _line(mount)[:5] == ["/bin/mount", "-n", "-i", "-N", "/proc/1/ns/mnt"]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("foreign-cgroups", place.foreign_cgroups),
     ("host-run", place.host_run),
     ("mount-namespace", place.mount_namespace),
+    ("drop-ins", place.drop_ins),
 )
 
 

@@ -57,8 +57,21 @@ IMPLIES_MOUNT_NAMESPACE = frozenset(
         "TemporaryFileSystem",
     ]
 )
-"""systemd.exec(5): what puts a service into a mount namespace of its own."""
-_OFF = ("", "0", "no", "n", "false", "f", "off", "all", "default")
+"""systemd.exec(5): what puts a service into a mount namespace of its own. The daemon cannot have
+one; what is in a container's unit goes back to the host's (launcher/hostmounts.sh)."""
+STOPS_CONTAINERS = frozenset(
+    [
+        "DynamicUser",
+        "PrivateDevices",
+        "PrivatePIDs",
+        "PrivateUsers",
+        "RootDirectory",
+        "RootImage",
+        "User",
+    ]
+)
+"""What takes from the OCI runtime what it needs: root, capabilities, its own files. Each tried."""
+_OFF = ("", "0", "no", "n", "false", "f", "off", "all", "default", "root", "/")
 
 
 def foreign_cgroups(facts: Facts) -> Iterator[Finding]:
@@ -104,14 +117,13 @@ def _holds_notify(source: str) -> bool:
 
 
 def mount_namespace(facts: Facts) -> Iterator[Finding]:
-    """Drop-ins that give the daemon or containers a mount namespace of their own."""
-    for path, key in _drop_ins():
-        whose = "the daemon" if path.parent.name == f"{SERVICE}.d" else "containers"
-        text = f"{path} sets {key}=, which puts {whose} into a mount namespace"
-        text += ": what is mounted there is not seen by the host"
-        advice = f"remove {key}= there, then systemctl daemon-reload"
-        if whose == "the daemon":
-            advice += f" and systemctl restart {SERVICE}"
+    """What gives the daemon a mount namespace of its own."""
+    for path, key in _settings("service.d", f"{SERVICE}.d", keys=IMPLIES_MOUNT_NAMESPACE):
+        text = f"{path} sets {key}=, which puts the daemon into a mount namespace"
+        text += ": what it mounts and unmounts there the host does not see"
+        advice = (
+            f"remove {key}= there, then systemctl daemon-reload and systemctl restart {SERVICE}"
+        )
         yield Finding("mount-namespace", Level.FAULT, f"{path}:{key}", text, advice)
     pid = facts.daemon.get("MainPID")
     if isinstance(pid, int) and pid and _namespace(pid) not in ("", _namespace(1)):
@@ -120,28 +132,37 @@ def mount_namespace(facts: Facts) -> Iterator[Finding]:
         yield Finding("mount-namespace", Level.FAULT, SERVICE, text, advice)
 
 
-def _drop_ins() -> Iterator[tuple[Path, str]]:
-    """(file, key) of what implies a mount namespace for services of ours."""
+def drop_ins(facts: Facts) -> Iterator[Finding]:
+    """Drop-ins with which no container starts."""
+    for path, key in _settings(
+        "service.d", f"{names.PREFIX}*{names.SUFFIX}.d", keys=STOPS_CONTAINERS
+    ):
+        text = f"{path} sets {key}=, which takes from the OCI runtime what it needs"
+        text += ": no container starts"
+        advice = f"remove {key}= there, then systemctl daemon-reload; it belongs in the OCI spec"
+        yield Finding("drop-ins", Level.FAULT, f"{path}:{key}", text, advice)
+
+
+def _settings(*folders: str, keys: frozenset[str]) -> Iterator[tuple[Path, str]]:
+    """(file, key) of drop-ins in folders of these names that set one of the keys."""
     seen = set()
     for top in UNIT_FOLDERS:
-        folder = Path(top, "systemd/system")
-        if folder.resolve() in seen:  # /lib is /usr/lib
+        units = Path(top, "systemd/system")
+        if units.resolve() in seen:  # /lib is /usr/lib
             continue
-        seen.add(folder.resolve())
-        places = [folder / "service.d", folder / f"{SERVICE}.d"]
-        places += sorted(folder.glob(f"{names.PREFIX}*{names.SUFFIX}.d"))
-        for place in places:
+        seen.add(units.resolve())
+        for place in (one for name in folders for one in sorted(units.glob(name))):
             for path in sorted(place.glob("*.conf")):
-                for key in _keys(path.read_text(errors="replace")):
+                for key in _set(path.read_text(errors="replace"), keys):
                     yield path, key
 
 
-def _keys(text: str) -> list[str]:
-    """The keys of a unit file that imply a mount namespace and are not switched off."""
+def _set(text: str, keys: frozenset[str]) -> list[str]:
+    """Those of the keys that a unit file sets and does not switch off."""
     found = {}
     for line in text.splitlines():
         match = re.fullmatch(r"\s*([A-Za-z]+)\s*=\s*(.*?)\s*", line)
-        if match and match[1] in IMPLIES_MOUNT_NAMESPACE:
+        if match and match[1] in keys:
             found[match[1]] = match[2].lower() not in _OFF
     return [key for key, on in found.items() if on]
 
