@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from pathlib import Path
 
 from sdshim.core.errors import Code
 from sdshim.pb import ttrpc_events_pb2
@@ -23,6 +24,13 @@ REUSED = "StreamID cannot be re-used and must increment"
 """ttrpc's word (protocol 2.4)."""
 
 
+def _bound(path: str) -> socket.socket:
+    Path(path).unlink(missing_ok=True)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.bind(path)
+    return made
+
+
 class EventServer(Mailbox):
     """containerd's Events service, as much as a shim sees of it; lives in the loop of a Rig.
 
@@ -31,8 +39,8 @@ class EventServer(Mailbox):
 
     def __init__(self, path: str) -> None:
         super().__init__()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.bind(path)
+        self._path = path
+        self._sock = _bound(path)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._listening = asyncio.Event()
@@ -48,6 +56,12 @@ class EventServer(Mailbox):
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    async def come_back(self) -> None:
+        """After `stop`, which leaves a socket with nobody behind it, as a SIGKILL does: be there
+        again, at the same place and with new connections."""
+        self._sock = _bound(self._path)
+        await self.start()
 
     async def hold(self) -> None:
         """From now on nothing is taken, until `release`."""

@@ -31,15 +31,24 @@ def second(host: Host) -> Iterator[Ctr]:
     made = f'{version}\nroot = "{HOME}/root"\nstate = "{HOME}/state"\n{rest}\n'
     made += f'[grpc]\naddress = "{ADDRESS}"\n'
     host.path(f"{HOME}/config.toml").write_text(made)
-    command = ["/usr/bin/containerd", "--config", f"{HOME}/config.toml"]
-    properties = ["--property=Type=notify", "--property=KillMode=process", "--quiet"]
-    host.run(["systemd-run", f"--unit={UNIT}", *properties, *command])
+    _start_second(host)
     try:
         host.run(["ctr", "-a", ADDRESS, "image", "import", "/run/host/images.tar"])
         yield Ctr(host, address=ADDRESS)
     finally:
         host.run(["systemctl", "stop", UNIT], check=False)
         host.run(["rm", "-rf", HOME])
+
+
+def _start_second(host: Host) -> None:
+    command = ["/usr/bin/containerd", "--config", f"{HOME}/config.toml"]
+    properties = ["--property=Type=notify", "--property=KillMode=process", "--quiet"]
+    host.run(["systemd-run", "--collect", f"--unit={UNIT}", *properties, *command])
+
+
+def _pid(ctr: Ctr, task: str) -> str:
+    lines = ctr.call("task", "ls").stdout.splitlines()
+    return next(line.split()[1] for line in lines if line.startswith(task))
 
 
 @pytest.fixture
@@ -115,10 +124,7 @@ def test_what_ends_while_its_containerd_is_away_is_told_to_it_later(
     host = ctr.host
     second.start("waits", "sh", "-c", "until [ -e /go ]; do sleep 0.01; done; exit 6")
     try:
-        line = next(
-            x for x in second.call("task", "ls").stdout.splitlines() if x.startswith("waits")
-        )
-        pid = line.split()[1]
+        pid = _pid(second, "waits")
         host.run(["systemctl", "kill", "--signal=STOP", UNIT])
         try:
             host.run(["touch", f"/proc/{pid}/root/go"])
@@ -133,3 +139,39 @@ def test_what_ends_while_its_containerd_is_away_is_told_to_it_later(
         assert second.delete("waits") == 6
     finally:
         second.remove("waits")
+
+
+def test_events_keep_to_their_containerd_when_it_is_killed_and_so_is_the_daemon(
+    images: None, second: Ctr, ctr: Ctr
+) -> None:
+    host = ctr.host
+    second.start("theirs", "sh", "-c", "until [ -e /go ]; do sleep 0.01; done; exit 6")
+    ctr.start("ours", "sh", "-c", "until [ -e /go ]; do sleep 0.01; done; exit 5")
+    daemon = ["systemctl", "kill", "--kill-whom=main", "--signal=KILL", "sdshim.service"]
+    try:
+        pid = _pid(second, "theirs")
+        with events(host) as seen:
+            host.run(["systemctl", "kill", "--signal=KILL", UNIT])
+            host.run(["touch", f"/proc/{pid}/root/go"])
+            host.run(daemon)
+            host.run(["touch", f"/proc/{_pid(ctr, 'ours')}/root/go"])
+            seen.until("ours", "exit")
+            host.run(daemon)
+            assert ctr.run("next", "sh", "-c", "exit 2").returncode == 2
+            seen.until("next", "delete")
+            assert ctr.delete("ours") == 5
+            seen.until("ours", "delete")
+            _start_second(host)
+            second.await_status("theirs", "STOPPED")
+            with events(host, ADDRESS) as others:
+                assert second.delete("theirs") == 6
+                others.until("theirs", "delete")
+                assert second.run("last", "sh", "-c", "exit 4").returncode == 4
+                others.until("last", "delete")
+        assert seen.of("ours") == ["exit", "delete"]
+        assert seen.of("next") == others.of("last") == LIFE
+        assert not seen.of("theirs") + seen.of("last")
+        assert not others.of("ours") + others.of("next")
+    finally:
+        second.remove("theirs")
+        ctr.remove("ours")
