@@ -123,7 +123,7 @@ def test_without_free_descriptors_those_who_are_connected_are_served(rig: Rig, h
             for call in calls:  # who has waited is served now
                 call.result(15)
             rig.call("Delete", id="runs")
-            rig.call("Create", id="new", bundle=bundle.path, **fifos)
-            assert rig.give_up(bundle).exit_status == 137
+            bundle, fifos = _with_fifos(rig, "later")
+            rig.call("Create", id="later", bundle=bundle.path, **fifos)
         assert daemon_pid(host) == daemon
         assert _journal(host).count("accepts no more connections") == 1

@@ -88,8 +88,7 @@ def test_new_work_is_refused_and_what_runs_ends_as_ever(rig: Rig, host: Host, wh
             rig.call("Kill", id="other", signal=0)
         assert not ends["other"].done()
     assert daemon_pid(host) == daemon
-    rig.call("Create", id="new", bundle=new.path)
-    rig.call("Start", id="new")
+    rig.running("later")
     rig.call("Exec", id="other", **more)
     rig.call("Start", id="other", exec_id="e")
     rig.call("Kill", id="other", signal=signal.SIGKILL)
