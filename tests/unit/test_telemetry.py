@@ -151,6 +151,16 @@ def test_start_can_be_dated_back(kept: Kept) -> None:
     assert kept.one("rpc").start_time == begin
 
 
+@pytest.mark.parametrize("set_to", [5, 2**62])
+def test_a_span_is_as_long_as_it_took_however_the_clock_is_set(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, set_to: int
+) -> None:
+    with kept.tracer.span("rpc"):
+        monkeypatch.setattr(time, "time_ns", lambda: set_to)
+    rpc = kept.one("rpc")
+    assert 0 <= rpc.end_time - rpc.start_time < 10**10
+
+
 def test_an_error_of_ours_has_no_traceback(kept: Kept) -> None:
     with pytest.raises(NotFound), kept.tracer.span("rpc") as span:
         span.set(spans.RPC_STATUS, 5)
