@@ -12,6 +12,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from sdshim.core import blockio
 from sdshim.core.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ def properties(resources: Mapping[str, Any], *, unified: bool) -> list[Property]
         *_memory(_part(resources, "memory"), unified),
         *_cpu(_part(resources, "cpu"), unified),
         *_tasks(_part(resources, "pids")),
-        *_io(_part(resources, "blockIO"), unified),
+        *blockio.properties(_part(resources, "blockIO"), unified=unified),
     ]
     by_name = {one[0]: one for one in made}
     if unified:
-        by_name.update({one[0]: one for one in _raw(_part(resources, "unified"))})
+        files = {name: str(text) for name, text in _part(resources, "unified").items()}
+        by_name.update({one[0]: one for one in (*_raw(files), *blockio.of_files(files))})
     return list(by_name.values())
 
 
@@ -74,7 +76,22 @@ def fitting(given: list[Property], used: int | None) -> tuple[list[Property], li
     return [one for one in given if one not in later], later
 
 
+def restored(old: Mapping[str, Any], new: list[Property]) -> list[Property]:
+    """What undoes the new properties. A list of devices is added to what is there: those that were
+    not in it are opened."""
+    made: list[Property] = []
+    for name, kind, value in new:
+        before = old[name]
+        if kind == blockio.KIND:
+            known = {one[0] for one in before}
+            before = [*before, *((path, INFINITY) for path, _ in value if path not in known)]
+        made.append((name, kind, before))
+    return made
+
+
 def _more(new: Any, old: Any) -> bool:
+    if isinstance(new, list):  # of devices: the kernel compares nothing there
+        return False
     if isinstance(new, bytes):
         return not new or (bool(old) and bool(_bits(new) & ~_bits(old)))
     return bool(new > old)
@@ -162,15 +179,6 @@ def _tasks(part: Mapping[str, Any]) -> list[Property]:
     return [("TasksMax", "t", _limit(limit))] if limit else []
 
 
-def _io(part: Mapping[str, Any], unified: bool) -> list[Property]:
-    weight = _number(part, "weight")
-    if not 10 <= weight <= 1000:
-        return []
-    if unified:
-        return [("IOWeight", "t", 1 + (weight - 10) * 9999 // 990)]
-    return [("BlockIOWeight", "t", weight)]
-
-
 _FILES = {
     "memory.max": "MemoryMax",
     "memory.high": "MemoryHigh",
@@ -183,16 +191,25 @@ _FILES = {
 """Files of cgroup v2 that are one property each."""
 
 
-def _raw(files: Mapping[str, Any]) -> list[Property]:
+_IDLE = 0
+"""CPUWeight=idle, from systemd 252 on."""
+
+
+def _raw(files: Mapping[str, str]) -> list[Property]:
     """The spec's `unified`: texts for files; what is no number there is the runtime's to refuse."""
     made: list[Property] = []
     for file, name in _FILES.items():
-        text = str(files.get(file, "")).strip()
+        text = files.get(file, "").strip()
         if text == "max":
             made.append((name, "t", INFINITY))
         elif re.fullmatch(r"\d{1,18}", text):
             made.append((name, "t", int(text)))
-    words = str(files.get("cpu.max", "")).split()
+    if files.get("cpu.idle", "").strip() == "1":
+        made.append(("CPUWeight", "t", _IDLE))
+    for file, name in (("cpuset.cpus", "AllowedCPUs"), ("cpuset.mems", "AllowedMemoryNodes")):
+        if files.get(file, "").strip():
+            made.append((name, "ay", _mask(file, files[file])))
+    words = files.get("cpu.max", "").split()
     if words and (words[0] == "max" or words[0].isdigit()):
         period = int(words[1]) if len(words) > 1 and words[1].isdigit() else _PERIOD
         quota = -1 if words[0] == "max" else int(words[0])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 INFINITY = 2**64 - 1
 _MAX_TEXT = 256
+_MAX_CPU = 8192
 _SECOND = 10**6
 _SIZES = {"": 1, **{suffix: 1024**power for power, suffix in enumerate("BKMGTPE")}}
 _SPANS: dict[str, int] = {
@@ -131,6 +132,45 @@ def _timeout(name: str, text: str) -> Property:
     return name, "t", time_span(text) or INFINITY
 
 
+def _cpu_weight(name: str, text: str) -> Property:
+    return (name, "t", 0) if text == "idle" else _weight(name, text)
+
+
+def _numbers(name: str, text: str) -> Property:
+    """`0-3 8` or `0-3,8`: bit n of the array is CPU (or node) n."""
+    bits = 0
+    for word in re.split(r"[\s,]+", text):
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last or last >= _MAX_CPU:
+            raise ValueError("not a list such as 0-3,8")
+        bits |= (1 << (last + 1)) - (1 << first)
+    return name, "ay", bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+
+
+def _of_device(text: str) -> tuple[str, str]:
+    device, _, value = text.partition(" ")
+    if not device.startswith("/") or ".." in device.split("/") or not value.strip():
+        raise ValueError("not a device or file and a value (such as /dev/vda 10M)")
+    return device, value.strip()
+
+
+def _rate(name: str, text: str) -> Property:
+    """Bytes or operations a second of one device; K, M … are powers of 1000 here."""
+    device, value = _of_device(text)
+    match = _SIZE.fullmatch(value)
+    if value != "infinity" and (not match or match[2] == "B"):
+        raise ValueError("not a rate (such as /dev/vda 10M or /dev/vda infinity)")
+    power = "KMGTPE".find(match[2]) + 1 if match and match[2] else 0
+    rate = _fits(int(Fraction(match[1]) * 1000**power)) if match else INFINITY
+    return name, "a(st)", [(device, _positive(rate))]
+
+
+def _device_weight(name: str, text: str) -> Property:
+    device, value = _of_device(text)
+    return name, "a(st)", [(device, _number(value, 1, 10000))]
+
+
 def _weight(name: str, text: str) -> Property:
     return name, "t", _number(text, 1, 10000)
 
@@ -190,13 +230,22 @@ SETTINGS: dict[str, Setting] = {
     "LogRateLimitBurst": Setting("LogRateLimitBurst", _burst),
     "RuntimeMaxSec": Setting("RuntimeMaxUSec", _span),
     "TimeoutStopSec": Setting("TimeoutStopUSec", _timeout),
+    "CPUAccounting": Setting("CPUAccounting", _switch),
     "IOAccounting": Setting("IOAccounting", _switch),
+    "IPAccounting": Setting("IPAccounting", _switch),
     "MemoryAccounting": Setting("MemoryAccounting", _switch),
     "TasksAccounting": Setting("TasksAccounting", _switch),
     "CPUQuota": Setting("CPUQuotaPerSecUSec", _quota, late=True),
     "CPUQuotaPeriodSec": Setting("CPUQuotaPeriodUSec", _span, late=True),
-    "CPUWeight": Setting("CPUWeight", _weight, late=True),
+    "CPUWeight": Setting("CPUWeight", _cpu_weight, late=True),
+    "AllowedCPUs": Setting("AllowedCPUs", _numbers, late=True),
+    "AllowedMemoryNodes": Setting("AllowedMemoryNodes", _numbers, late=True),
     "IOWeight": Setting("IOWeight", _weight, late=True),
+    "IODeviceWeight": Setting("IODeviceWeight", _device_weight, late=True),
+    "IOReadBandwidthMax": Setting("IOReadBandwidthMax", _rate, late=True),
+    "IOWriteBandwidthMax": Setting("IOWriteBandwidthMax", _rate, late=True),
+    "IOReadIOPSMax": Setting("IOReadIOPSMax", _rate, late=True),
+    "IOWriteIOPSMax": Setting("IOWriteIOPSMax", _rate, late=True),
     "MemoryHigh": Setting("MemoryHigh", _memory_above_0, late=True),
     "MemoryLow": Setting("MemoryLow", _memory, late=True),
     "MemoryMax": Setting("MemoryMax", _memory_above_0, late=True),

@@ -16,7 +16,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core import names, resources
+from sdshim.core import devicerules, names, resources
 from sdshim.core.errors import ShimError
 from sdshim.host import cgroup
 from sdshim.runtime import bundle
@@ -58,7 +58,13 @@ def _of_spec(node: Node, task: Task) -> list[Property]:
     try:
         spec = bundle.load_spec(Path(task.identity.bundle))
         wanted = (spec.get("linux") or {}).get("resources")
-        return of_resources(node, task, wanted) if isinstance(wanted, dict) else []
+        if not isinstance(wanted, dict):
+            return []
+        made = of_resources(node, task, wanted)
+        # v1's kernel empties the lists below when the unit's is set
+        if node.config.device_rules and node.facts.unified and task.identity.owns_cgroup:
+            made += devicerules.properties(wanted.get("devices"))
+        return made
     except ShimError as error:  # the runtime has taken it
         log.warning("limits of %s are not set on its unit: %s", task, error)
         return []

@@ -51,7 +51,7 @@ async def update(node: Node, call: Call, task: Task, request: pb.UpdateTaskReque
             with node.tracer.span("runc.update", timings.about(task)):
                 await node.runtime.update(task.identity, folder, folder / FILE)
         except UnknownError:
-            await limits.give(node, task, [(name, kind, old[name]) for name, kind, _ in new])
+            await limits.give(node, task, resources.restored(old, new))
             raise
         await limits.give(node, task, new)
         if task.phase is not Phase.CREATED:  # else Start does it

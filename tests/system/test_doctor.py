@@ -460,6 +460,10 @@ def test_a_cgroup_of_somebody_else_is_told(host: Host, rig: Rig) -> None:
     known_to_real(rig, "box", spec)
     found = doctor(host).of("foreign-cgroups")
     assert "default/box runs in a cgroup of somebody else (/elsewhere/box)" in found["text"]
+    shown = json.loads(host.run(["sdshim", "inspect", "box", "--json"]).stdout)["cgroup"]
+    assert (shown["path"], shown["owner"]) == ("/elsewhere/box", "somebody else")
+    pid = rig.call("State", id="box").pid
+    assert ":/elsewhere/box\n" in host.run(["cat", f"/proc/{pid}/cgroup"]).stdout
 
 
 @pytest.mark.parametrize(("source", "told"), [("/run", True), ("/run/lock", False)])

@@ -60,12 +60,13 @@ def _shown(host: Host, id_: str, *names: str, namespace: str = "default") -> lis
 
 
 def test_a_drop_in_for_all_sets_weight_memory_tasks_and_log_rate(ctr: Ctr, host: Host) -> None:
-    lines = ["CPUWeight=50", "MemoryMax=200M", "TasksMax=500"]
+    lines = ["CPUWeight=50", "MemoryMax=200M", "TasksMax=500", "IPAccounting=yes"]
     rate = ["LogRateLimitIntervalSec=10s", "LogRateLimitBurst=1000"]
     wanted = {
         "CPUWeight": "50",
         "MemoryMax": str(200 * limits.MIB),
         "TasksMax": "500",
+        "IPAccounting": "yes",
         "LogRateLimitIntervalUSec": "10s",
         "LogRateLimitBurst": "1000",
     }

@@ -49,9 +49,14 @@ def _show(host: Host, *names: str, unit: str = UNIT) -> dict[str, str]:
     return dict(line.split("=", 1) for line in found.splitlines())
 
 
-def _speaking(rig: Rig, script: str, properties: dict[str, str] | None = None) -> Bundle:
-    """A running container whose script has said `up`, with unit properties."""
-    bundle = rig.bundle(BOX, "sh", "-c", script)
+def _speaking(
+    rig: Rig,
+    script: str,
+    properties: dict[str, str] | None = None,
+    notes: dict[str, str] | None = None,
+) -> Bundle:
+    """A running container whose script has said `up`, with unit properties and annotations."""
+    bundle = rig.bundle(BOX, spec={**spec_of("sh", "-c", script), "annotations": notes or {}})
     options = pack(options_pb2.Options(unit_properties=properties)) if properties else None
     rig.call("Create", id=BOX, bundle=bundle.path, stdout=bundle.fifo("stdout"), options=options)
     rig.call("Start", id=BOX)
@@ -63,14 +68,25 @@ def _speaking(rig: Rig, script: str, properties: dict[str, str] | None = None) -
 
 
 @pytest.mark.parametrize(
-    ("properties", "told", "status"),
-    [({}, b"init TERM\n", 5), ({"KillSignal": "SIGINT"}, b"init INT\n", 6)],
-    ids=["SIGTERM", "KillSignal"],
+    ("properties", "notes", "told", "status"),
+    [
+        ({}, {}, b"init TERM\n", 5),
+        ({"KillSignal": "SIGINT"}, {}, b"init INT\n", 6),
+        ({}, {"io.sdshim.stop-signal": "SIGINT"}, b"init INT\n", 6),
+        ({}, {"org.opencontainers.image.stopSignal": "2"}, b"init INT\n", 6),
+        ({}, {"org.opencontainers.image.stopSignal": "never heard of"}, b"init TERM\n", 5),
+    ],
+    ids=["SIGTERM", "KillSignal", "annotation", "image", "unreadable"],
 )
 def test_only_the_containers_first_process_gets_the_stop_signal(
-    rig: Rig, host: Host, properties: dict[str, str], told: bytes, status: int
+    rig: Rig,
+    host: Host,
+    properties: dict[str, str],
+    notes: dict[str, str],
+    told: bytes,
+    status: int,
 ) -> None:
-    bundle = _speaking(rig, FAMILY, properties)
+    bundle = _speaking(rig, FAMILY, properties, notes)
     host.run(["systemctl", "stop", UNIT])
     assert rig.call("Wait", id=BOX).exit_status == status
     assert bundle.read("stdout") == told
@@ -78,10 +94,13 @@ def test_only_the_containers_first_process_gets_the_stop_signal(
     assert rig.events.of(BOX) == ["create", "start", "exit"]
 
 
+@pytest.mark.parametrize("by", ["option", "annotation"])
 def test_what_does_not_end_at_the_stop_signal_is_killed_after_its_time(
-    rig: Rig, host: Host
+    rig: Rig, host: Host, by: str
 ) -> None:
-    bundle = _speaking(rig, STUBBORN, {"TimeoutStopSec": "500ms"})
+    asked = {"TimeoutStopSec": "500ms"} if by == "option" else None
+    notes = {"io.sdshim.stop-timeout": "500ms"} if by == "annotation" else None
+    bundle = _speaking(rig, STUBBORN, asked, notes)
     host.run(["systemctl", "stop", UNIT])
     assert rig.call("Wait", id=BOX).exit_status == 137
     assert bundle.read("stdout") == b"asked\n"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sdshim.core import devicerules
 from sdshim.core.errors import InvalidArgument
 from sdshim.core.resources import (
     INFINITY,
@@ -13,6 +14,7 @@ from sdshim.core.resources import (
     fitting,
     properties,
     raised,
+    restored,
 )
 
 GIB = 2**30
@@ -93,6 +95,92 @@ def test_tasks_and_io() -> None:
     assert _v1(blockIO={"weight": 10}) == {"BlockIOWeight": 10}
 
 
+DEVICES = {
+    "weightDevice": [{"major": 8, "minor": 0, "weight": 1000}, {"major": 8, "minor": 1}],
+    "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1000}],
+    "throttleWriteBpsDevice": [
+        {"major": 8, "minor": 0, "rate": 2000},
+        {"major": 253, "minor": 7, "rate": 0},
+    ],
+    "throttleReadIOPSDevice": [{"major": 8, "minor": 0, "rate": 30}],
+    "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 40}],
+}
+DISK = "/dev/block/8:0"
+
+
+def test_rates_and_weights_of_devices() -> None:
+    assert _v2(blockIO=DEVICES) == {
+        "IODeviceWeight": [(DISK, 10000)],
+        "IOReadBandwidthMax": [(DISK, 1000)],
+        "IOWriteBandwidthMax": [(DISK, 2000), ("/dev/block/253:7", INFINITY)],
+        "IOReadIOPSMax": [(DISK, 30)],
+        "IOWriteIOPSMax": [(DISK, 40)],
+    }
+    assert _v1(blockIO=DEVICES) == {
+        "BlockIODeviceWeight": [(DISK, 1000)],
+        "BlockIOReadBandwidth": [(DISK, 1000)],
+        "BlockIOWriteBandwidth": [(DISK, 2000), ("/dev/block/253:7", INFINITY)],
+    }
+
+
+def test_a_refused_update_opens_the_devices_that_it_has_added() -> None:
+    old = {"IOReadIOPSMax": [["/dev/vda", 5]], "TasksMax": 7}
+    new = [("IOReadIOPSMax", "a(st)", [("/dev/vda", 9), (DISK, 1)]), ("TasksMax", "t", 8)]
+    assert raised(old, new) == [("TasksMax", "t", 8)]
+    assert restored(old, new) == [
+        ("IOReadIOPSMax", "a(st)", [["/dev/vda", 5], (DISK, INFINITY)]),
+        ("TasksMax", "t", 7),
+    ]
+
+
+def test_the_files_of_io_and_cpu_sets() -> None:
+    files = {
+        "io.max": "8:0 rbps=1000 wiops=max\n253:7 rbps=5\nnonsense rbps=1\n8:1 rbps=x",
+        "io.weight": "default 200",
+        "cpuset.cpus": "0-1",
+        "cpuset.mems": "0",
+        "cpu.idle": "1",
+    }
+    assert _v2(unified=files) == {
+        "IOWeight": 200,
+        "IOReadBandwidthMax": [(DISK, 1000), ("/dev/block/253:7", 5)],
+        "IOWriteIOPSMax": [(DISK, INFINITY)],
+        "AllowedCPUs": b"\x03",
+        "AllowedMemoryNodes": b"\x01",
+        "CPUWeight": 0,
+    }
+    assert _v2(unified={"io.max": "", "io.weight": "8:0 7", "cpuset.cpus": "\n"}) == {}
+
+
+DENY = {"allow": False, "access": "rwm"}
+
+
+def test_device_rules_are_never_tighter_than_the_containers() -> None:
+    rules = [
+        DENY,
+        {"allow": True, "type": "c", "access": "m"},
+        {"allow": True, "type": "b", "access": "m"},
+        {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+        {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+        {"allow": True, "type": "b", "major": 8, "minor": 0, "access": "r"},
+        {"allow": True, "type": "b", "major": 8, "minor": 0, "access": "w"},
+        {"allow": False, "type": "b", "major": 8, "minor": 0, "access": "w"},
+    ]
+    policy, allowed = devicerules.properties(rules)
+    assert policy == ("DevicePolicy", "s", "closed")
+    assert allowed[2] == [
+        ("char-*", "m"),
+        ("block-*", "m"),
+        ("/dev/char/1:3", "rwm"),
+        ("char-136", "rwm"),
+        ("/dev/block/8:0", "rw"),
+    ]
+    every = {"allow": True, "access": "rwm"}
+    for open_to_all in ([], None, "x", [every], [DENY, every], [{**every, "type": "a"}], [5]):
+        assert devicerules.properties(open_to_all) == []
+    assert devicerules.properties([every, {**DENY, "type": "a"}])[1][2] == []
+
+
 def test_unified_files_win_over_the_rest() -> None:
     files = {"memory.max": "max", "memory.min": "4096", "cpu.max": "5000 10000", "misc.max": "x"}
     assert _v2(memory={"limit": GIB}, unified=files) == {
@@ -133,6 +221,12 @@ def test_what_is_no_object_is_refused(value: bytes) -> None:
         {"cpu": {"cpus": "3-1"}},
         {"cpu": {"mems": "0-99999"}},
         {"pids": []},
+        {"blockIO": {"weight": "9"}},
+        {"blockIO": {"weightDevice": {"major": 8}}},
+        {"blockIO": {"throttleReadBpsDevice": [7]}},
+        {"blockIO": {"throttleReadBpsDevice": [{"major": "8", "minor": 0, "rate": 1}]}},
+        {"blockIO": {"throttleReadBpsDevice": [{"major": 8, "minor": 0}]}},
+        {"blockIO": {"throttleReadIOPSDevice": [{"major": 8, "minor": 0, "rate": -1}]}},
     ],
 )
 def test_a_value_of_a_wrong_type_is_refused(parts: dict[str, Any]) -> None:
