@@ -72,6 +72,37 @@ def test_stopping_a_pods_slice_stops_the_pod_and_containerd_hears_of_each_exit(
     ctr.remove("other")
 
 
+def test_the_tools_of_every_day_list_a_container_and_its_execs(rig: Rig, host: Host) -> None:
+    rig.running("web", "sleep", "1111")
+    rig.call("Exec", id="web", exec_id="x", spec=exec_spec("sleep", "2222"))
+    rig.call("Start", id="web", exec_id="x")
+    unit = "sdshim-default-web.service"
+    cgls = ["systemd-cgls", "--no-pager", "--full"]
+    for argv in (["systemctl", "status", unit], [*cgls, "-u", unit], [*cgls, "-u", "sdshim.slice"]):
+        shown = host.run(argv).stdout
+        assert "sleep 1111" in shown, argv
+        assert "sleep 2222" in shown, argv
+    top = host.run(["systemd-cgtop", "--batch", "--iterations=1", "--depth=9"]).stdout
+    assert f"sdshim.slice/sdshim-default.slice/{unit}" in top
+
+
+def test_a_path_of_the_systemd_cgroup_driver_names_the_slice(rig: Rig, host: Host) -> None:
+    spec = spec_of("sleep", "1000")
+    spec["linux"]["cgroupsPath"] = "mine-pod1.slice:cri:web"
+    rig.running("web", spec=spec)
+    unit = "sdshim-default-web.service"
+    shown = host.run(["systemctl", "show", "-P", "ControlGroup", unit]).stdout.strip()
+    assert shown == f"/mine.slice/mine-pod1.slice/{unit}"
+    pid = rig.call("State", id="web").pid
+    assert f":{shown}/container\n" in host.run(["cat", f"/proc/{pid}/cgroup"]).stdout
+    rig.call("Kill", id="web", signal=9)
+    rig.call("Wait", id="web")
+    rig.call("Delete", id="web")
+    # It is whoever's who has named it: not ours to end.
+    assert host.run(["systemctl", "is-active", "mine-pod1.slice"], check=False).stdout == "active\n"
+    host.run(["systemctl", "stop", "mine.slice", "mine-pod1.slice"])
+
+
 def test_a_pods_slice_goes_with_its_last_container(ctr: Ctr, host: Host, pod: list[str]) -> None:
     ctr.remove("front")
     assert _active(host, WEB_SLICE)
