@@ -47,6 +47,9 @@ test: lint ## lint, unit tests, system tests on this machine's own root
 bench: deps ## sdshim against io.containerd.runc.v2, interleaved, as ratios (N=rounds)
 	@$(PY) -m tests.bench --root $(ROOT) --cgroup $(CGROUP) --rounds $(N)
 
+recovery: deps ## how soon the daemon is back after a SIGKILL, with 200 containers, and the pause clients see (ROOT, CGROUP)
+	@$(PY) -m tests.bench.recovery --root $(ROOT) --cgroup $(CGROUP)
+
 compare: deps ## the same scenarios against io.containerd.runc.v2 and sdshim (ROOT, CGROUP)
 	@$(PY) -m tests.compare --root $(ROOT) --cgroup $(CGROUP)
 
@@ -83,4 +86,4 @@ uninstall: ## remove what install put there
 clean: ## the virtual environment and caches of tools (host roots: python -m tests.host --clean)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help deps demo lint unit system test bench compare exits races flood fault soak emulated host proto install uninstall clean
+.PHONY: help deps demo lint unit system test bench recovery compare exits races flood fault soak emulated host proto install uninstall clean

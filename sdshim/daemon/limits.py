@@ -81,9 +81,10 @@ async def give(node: Node, task: Task, given: list[Property]) -> None:
 async def settle(node: Node, task: Task) -> None:
     """Set what was put off, as soon as it fits. To be called when the container was started."""
     for pause in (*PAUSES_S, 0.0):
-        now, later = resources.fitting(_waiting(node, task), _used(task))
-        if task.ending:
+        waiting = _waiting(node, task)
+        if task.ending or not waiting:
             return
+        now, later = resources.fitting(waiting, _used(task))
         if now:
             await _set(node, task, now)
             _put_off(node, task, [one for one in _waiting(node, task) if one not in now])
