@@ -24,7 +24,7 @@ __all__ = ["rig"]
 pytestmark = [pytest.mark.system, pytest.mark.fault, pytest.mark.timeout(120)]
 
 SEED = int(os.environ.get("SDSHIM_FAULT_SEED", "1"))
-LINES = int(os.environ.get("SDSHIM_FAULT_LINES", "6000"))
+LINES = int(os.environ.get("SDSHIM_FAULT_LINES", "3000"))
 PUMP_CGROUP = "system.slice/sdshim.pump.service"
 
 
@@ -61,7 +61,7 @@ def test_no_line_is_lost_when_they_are_killed_during_output(
     end = rig.begin("Wait", id="torn")
     rig.call("Start", id="torn")
     kills = 0
-    while kills < 4 and not end.done():
+    while kills < 3 and not end.done():
         time.sleep(moments.uniform(0.05, 0.25))
         kills += strike(host)
     assert end.result(60).exit_status == 0
@@ -74,6 +74,7 @@ def test_no_line_is_lost_when_they_are_killed_during_output(
 
 
 @pytest.mark.roots("self")
+@pytest.mark.cgroup("v2")
 @pytest.mark.parametrize("strike", [kill_daemon, kill_both])
 def test_no_last_line_is_lost_when_they_are_killed_at_the_exit(
     rig: Rig, host: Host, strike: Callable[[Host], bool]

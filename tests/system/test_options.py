@@ -329,7 +329,7 @@ def test_unit_properties_outlive_the_daemon_that_set_them(rig: Rig, host: Host) 
     [
         (options_pb2.Options(unit_properties={"ExecStart": "/bin/sh"}), ["'ExecStart'"]),
         (options_pb2.Options(unit_properties={"MemoryMax": "x"}), ["MemoryMax='x'"]),
-        (options_pb2.Options(log="journal"), ["log 'journal' is not supported yet"]),
+        (options_pb2.Options(log="file"), ["log 'file' is not one of stdio, journal, both, null"]),
         (runtimeoptions_pb2.Options(config_body=b"a=1\nb=2"), ["unknown keys 'a', 'b'"]),
         (runtimeoptions_pb2.Options(config_path="/etc/nothing.toml"), ["No such file"]),
     ],
