@@ -57,7 +57,7 @@ exits: deps ## N one-millisecond containers and execs: no exit lost or wrong (N=
 	@$(PY) -m tests.bench.exits --root $(ROOT) --cgroup $(CGROUP) -n $(N)
 
 races: deps ## N starts of execs against the exit of their container (ROOT, CGROUP, N=500)
-	@SDSHIM_RACES=$(N) $(PYTEST) -q -s --timeout 3600 tests/system/test_verbs.py -k races --hosts $(ROOT)/$(CGROUP)
+	@SDSHIM_RACES=$(N) $(PYTEST) -q -s tests/system/test_verbs.py -k races --hosts $(ROOT)/$(CGROUP)
 
 flood: deps ## what task calls feel of 20 containers that flood the journal (ROOT, CGROUP)
 	@$(PY) -m tests.bench.flood --root $(ROOT) --cgroup $(CGROUP)

@@ -214,6 +214,7 @@ def _race(rig: Rig, round_: int, delay: float) -> bool:
     return ran
 
 
+@pytest.mark.timeout(120 + 2 * RACES)
 def test_an_exec_that_races_the_exit_never_starts_the_container_again(rig: Rig) -> None:
     """The kill comes with the start, and later and later up to twice what a start takes."""
     rig.running("measure")
