@@ -32,7 +32,6 @@ from sdshim.systemd.errors import (
     Destructive,
     NoSuchJob,
     NoSuchUnit,
-    NotDelivered,
     Uncertain,
     UnitExists,
 )
@@ -44,11 +43,11 @@ from sdshim.systemd.questions import (
     PROPERTIES,
     ExitFacts,
     MainExit,
-    Questions,
     UnitInfo,
     integer,
     items,
 )
+from sdshim.systemd.references import References
 from sdshim.systemd.wire import Signal, descriptors, typed
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Job:
         return await asyncio.shield(self.result)
 
 
-class Manager(Questions):
+class Manager(References):
     """systemd, over one `Bus`. `start()` first, `close()` last; the bus is the caller's."""
 
     def __init__(self, bus: Bus) -> None:
@@ -98,8 +97,6 @@ class Manager(Questions):
         self._early: dict[str, dict[int, str]] = {}
         self._removals: dict[str, set[asyncio.Future[None]]] = {}
         self._news: set[asyncio.Event] = set()
-        self._refs: set[str] = set()
-        self._doubtful_refs: set[str] = set()
         self._reconnected = False
         self._resync_wanted = asyncio.Event()
         self._minder: asyncio.Task[None] | None = None
@@ -272,47 +269,6 @@ class Manager(Questions):
         except NoSuchUnit:
             log.debug("%s was collected before its reset", unit)
 
-    async def ref(self, unit: str) -> None:
-        """Hold the unit in systemd's memory until `unref` or the end of our connection; once
-        however often it is asked for. `NoSuchUnit` when it is not there."""
-        if unit in self._refs:
-            return
-        await self._add_ref(unit)
-        self._refs.add(unit)
-
-    async def _add_ref(self, unit: str) -> None:
-        try:
-            await self._call("RefUnit", "s", unit, again=False)
-        except Uncertain:
-            self._doubtful_refs.add(unit)  # systemd counts: there may be two of ours now
-            await self._call("RefUnit", "s", unit)
-
-    async def unref(self, unit: str) -> None:
-        """Let go of the unit; fine when it is gone or was not held."""
-        self._refs.discard(unit)
-        try:
-            if not await self._let_go(unit):
-                # A bus that ends takes references along, and systemd does not look whether a unit
-                # is of use any more before somebody gives one up.
-                self._doubtful_refs.add(unit)
-                await self._call("RefUnit", "s", unit)
-                await self._let_go(unit)
-        except NoSuchUnit:
-            log.debug("%s was gone before its unref", unit)
-        self._doubtful_refs.discard(unit)
-
-    async def _let_go(self, unit: str) -> bool:
-        """Give up a reference, or all where their number is not sure; False when none was held."""
-        held = False
-        try:
-            while not held or unit in self._doubtful_refs:
-                await self._call("UnrefUnit", "s", unit)
-                held = True
-        except BusError as error:
-            if error.name != f"{SYSTEMD}.NotReferenced":
-                raise
-        return held
-
     async def set_properties(
         self, unit: str, properties: Sequence[Property], runtime: bool = True
     ) -> None:
@@ -389,6 +345,7 @@ class Manager(Questions):
         try:
             if await self.is_gone(unit):
                 return
+            await self._look_again(unit)
             await future
         finally:
             future.cancel()
@@ -460,18 +417,6 @@ class Manager(Questions):
             if error.name != f"{SYSTEMD}.AlreadySubscribed":
                 raise
 
-    async def _ref_again(self, unit: str) -> None:
-        try:
-            await self._add_ref(unit)
-            if unit not in self._refs:  # let go of meanwhile, perhaps on an earlier connection
-                await self.unref(unit)
-        except NoSuchUnit:
-            self._refs.discard(unit)
-        except (Uncertain, NotDelivered):
-            raise
-        except BusError as error:  # bad-setting: it lives, but cannot be held
-            log.warning("not held any more: %s", error)
-
     async def _ask_for_job(self, job: Job) -> None:
         try:
             await self._call("GetJob", "u", job.id)
@@ -482,6 +427,12 @@ class Manager(Questions):
 
     async def _ask_for_removal(self, unit: str) -> None:
         if await self.is_gone(unit):
+            self._removed(unit)
+        else:
+            await self._look_again(unit)
+
+    async def _look_again(self, unit: str) -> None:
+        if unit not in self._refs and await self.look_again(unit):
             self._removed(unit)
 
 

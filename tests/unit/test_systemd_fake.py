@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import struct
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from dbus_next import Message, MessageType, Variant
@@ -52,6 +53,8 @@ class FakeBus:
         self.calls: list[tuple[str, list[Any]]] = []
         self.rules: list[str] = []
         self.connections = 0
+        self.held: Counter[str] = Counter()
+        """References on units; a connection's end takes them along."""
         self.greeting = b"OK 0123\r\nAGREE_UNIX_FD\r\n"
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
@@ -71,6 +74,7 @@ class FakeBus:
 
     def cut(self) -> None:
         """Drop every connection; the socket stays."""
+        self.held.clear()
         writers, self._writers = self._writers, []
         for writer in writers:
             writer.transport.abort()
@@ -148,6 +152,16 @@ class FakeBus:
 
     def _do_Hello(self) -> tuple[str, list[Any]]:
         return "s", [f":1.{self.connections}"]
+
+    def _do_RefUnit(self, unit: str) -> tuple[str, list[Any]]:
+        self.held[unit] += 1
+        return "", []
+
+    def _do_UnrefUnit(self, unit: str) -> tuple[str, list[Any]]:
+        if not self.held[unit]:
+            raise FakeError(f"{SYSTEMD}.NotReferenced", "not held")
+        self.held[unit] -= 1
+        return "", []
 
     def _do_AddMatch(self, rule: str) -> tuple[str, list[Any]]:
         self.rules.append(rule)

@@ -18,24 +18,6 @@ if TYPE_CHECKING:
     from sdshim.systemd.manager import Manager
 
 
-def silent(*_: object) -> Any:
-    """No answer."""
-    raise Silence
-
-
-def holds_one() -> Callable[..., Any]:
-    """systemd's answers to UnrefUnit while it counts one reference."""
-    held = [UNIT]
-
-    def let_go(*_: object) -> Any:
-        if not held:
-            raise FakeError(f"{SYSTEMD}.NotReferenced", "not held")
-        held.clear()
-        return "", []
-
-    return let_go
-
-
 async def until(condition: Callable[[], bool]) -> None:
     """Nothing tells when."""
     while not condition():  # noqa: ASYNC110
@@ -45,13 +27,16 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_what_was_let_go_of_between_two_outages_is_not_held_by_the_second(tmp_path: Path) -> None:
     async def body(fake: FakeBus, manager: Manager) -> None:
         await manager.ref(UNIT)
-        fake.answers["RefUnit"] = silent
+
+        def taken(unit: str) -> Any:
+            fake.held[unit] += 1
+            raise Silence
+
+        fake.answers["RefUnit"] = taken
         fake.cut()
         await until(lambda: fake.members().count("RefUnit") == 2)
-        fake.answers["UnrefUnit"] = holds_one()
         await manager.unref(UNIT)
         del fake.answers["RefUnit"]
-        fake.answers["UnrefUnit"] = holds_one()
         fake.calls.clear()
         fake.cut()  # the reference is asked for once more, nobody knows whether it was taken
         await until(lambda: "UnrefUnit" in fake.members())
@@ -72,7 +57,7 @@ def test_references_are_counted_once_and_made_again(tmp_path: Path) -> None:
         def gone(unit: str) -> Any:
             if unit == "b.service":
                 raise FakeError(f"{SYSTEMD}.NoSuchUnit", "gone")
-            return "", []
+            return fake._do_RefUnit(unit)
 
         fake.answers["RefUnit"] = gone
         fake.answers["GetJob"] = fails()
@@ -83,7 +68,6 @@ def test_references_are_counted_once_and_made_again(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
         assert fake.members().index("Subscribe") < fake.members().index("RefUnit")
         # what was taken again may have been taken on this connection before
-        fake.answers["UnrefUnit"] = holds_one()
         await manager.unref(UNIT)
         assert fake.members().count("UnrefUnit") == 2
         fake.answers["UnrefUnit"] = fails(f"{SYSTEMD}.NoSuchUnit")
