@@ -63,7 +63,7 @@ properties = [
     ("ExecStopPost", "a(sasb)", [("/bin/true", ["/bin/true"], False)]),
 ]
 async def run(*argv):
-    status = await process.run(list(argv), dict(os.environ), base / "out")
+    status = await process.run(list(argv), dict(os.environ), base / "out", seconds=60)
     assert status == 0, (argv, (base / "out").read_text())
 async def ended(pidfd):
     loop = asyncio.get_running_loop()
