@@ -116,7 +116,7 @@ async def _delete(node: Node, call: Call, request: pb.DeleteRequest) -> bytes:
 
 
 async def _kill(node: Node, call: Call, request: pb.KillRequest) -> bytes:
-    return await kill(call, _process(node, call, request), request.signal, request.all)
+    return await kill(node, call, _process(node, call, request), request.signal, request.all)
 
 
 async def _exec(node: Node, call: Call, request: pb.ExecProcessRequest) -> bytes:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from sdshim.api import control
 from sdshim.api.dispatch import Dispatcher
 from sdshim.core.names import DAEMON_UNIT
+from sdshim.core.points import nowhere
 from sdshim.core.unitspec import HostFacts
 from sdshim.daemon import recovery
 from sdshim.daemon.node import Node
@@ -39,6 +40,7 @@ from sdshim.ttrpc.server import Server
 
 if TYPE_CHECKING:
     from sdshim.core.config import Config
+    from sdshim.core.points import Crash
     from sdshim.core.spans import Tracer
 
 log = logging.getLogger("sdshim")
@@ -52,12 +54,12 @@ FLUSH_S = 0.3
 """The next daemon waits for this one to end: spans of a dead collector must not hold it up."""
 
 
-def serve(config: Config) -> int:
-    """Run the daemon until SIGTERM or SIGINT."""
+def serve(config: Config, crash: Crash = nowhere) -> int:
+    """Run the daemon until SIGTERM or SIGINT; `crash` is called at each crash point."""
     journal.install(logging.getLevelNamesMapping()[config.log_level.upper()])
     logging.getLogger().addHandler(BundleHandler())
     tracer = tracer_from_env(os.environ, config.otlp_endpoint or None)
-    daemon = Daemon(config, tracer)
+    daemon = Daemon(config, tracer, crash)
     try:
         asyncio.run(daemon.run())
     except Exception:
@@ -73,12 +75,13 @@ def serve(config: Config) -> int:
 class Daemon:
     """One run of the daemon."""
 
-    def __init__(self, config: Config, tracer: Tracer) -> None:
+    def __init__(self, config: Config, tracer: Tracer, crash: Crash = nowhere) -> None:
         self._config = config
+        self._crash = crash
         self._tracer = tracer
         self._run_dir = Path(config.run_dir)
         self._stop = asyncio.Event()
-        self._keeper = FdStore()
+        self._keeper = FdStore(crash=crash)
         self.ready = False
 
     async def run(self) -> None:
@@ -87,7 +90,9 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         taken = self._keeper.take(other=MAIN_NAME)
+        self._crash("start.taken")
         bus = Bus()
+        bus.crash = self._crash
         await bus.connect()
         manager = Manager(bus)
         await manager.start()
@@ -95,7 +100,7 @@ class Daemon:
         node = await self._node(manager)
         self._dispatcher = Dispatcher(node, self._listen)
         self._call_log = CallLog(self._run_dir / "calls")
-        self._server = Server(self._dispatcher, self._call_log, self._keeper)
+        self._server = Server(self._dispatcher, self._call_log, self._keeper, crash=self._crash)
         self._dispatcher.server = self._server
         try:
             await self._take_over(node, taken)
@@ -124,20 +129,27 @@ class Daemon:
             launcher=launcher_folder(),
             python=sys.executable,
         )
-        store = Store(self._run_dir / "t")
-        publisher = Publisher(self._run_dir / "e", self._keeper, self._tracer, store.reserve)
+        store = Store(self._run_dir / "t", self._crash)
+        publisher = Publisher(
+            self._run_dir / "e", self._keeper, self._tracer, store.reserve, self._crash
+        )
         node = Node(
             config=self._config,
             facts=facts,
             manager=manager,
             runtime=OciRuntime(
-                os.environ, self._config.runtime_timeout, self._keeper, self._run_dir / "programs"
+                os.environ,
+                self._config.runtime_timeout,
+                self._keeper,
+                self._run_dir / "programs",
+                self._crash,
             ),
             store=store,
             keeper=self._keeper,
             tracer=self._tracer,
             publisher=publisher,
             run_dir=self._run_dir,
+            crash=self._crash,
         )
 
         def start_box(box: Mailbox) -> None:
@@ -158,6 +170,7 @@ class Daemon:
         # a reply that stands in the log is sent from there: the task's record need not keep it
         open_calls = {call.key for call in self._call_log.open_calls() if call.reply is None}
         others = await recovery.take_over(node, fds, open_calls)
+        self._crash("start.adopted")
         for name, fd in others:
             log.warning("descriptor %r from the store belongs to nothing; closed", name)
             self._keeper.remove(name)
@@ -177,7 +190,9 @@ class Daemon:
         """The address of a namespace's socket, made on first demand."""
         path = self._run_dir / "s" / namespace
         if namespace not in self._server.namespaces:
-            await self._server.listen(control.bind(path), namespace)
+            sock = control.bind(path)
+            self._crash("start.bound")
+            await self._server.listen(sock, namespace)
             self._keeper.notify(self._status())
         return f"unix://{path}"
 
@@ -188,6 +203,7 @@ class Daemon:
         except OSError as error:  # the launcher asks us then, which takes longer
             log.error("%s: %s", self._run_dir / READY, error)
         self._keeper.notify(f"READY=1\n{self._status()}")
+        self._crash("start.ready")
         log.info("serving %d containerd namespaces", len(self._server.namespaces) - 1)
 
     def _status(self) -> str:

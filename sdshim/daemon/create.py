@@ -107,7 +107,9 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
     node.store.put(me, RUNTIME_COMMAND, json.dumps(node.runtime.command_prefix(me)).encode())
     (folder / bundle.DELETED).unlink(missing_ok=True)  # of a Create that has failed
     bundle.write(folder, bundle.TOKEN, me.token.encode())
+    node.crash("bundle.written")
     await _give_spec(node, task, planned)
+    node.crash("bundle.written")
     if me.rootfs:
         with contextlib.suppress(FileExistsError):  # (not exist_ok=: it looks at what is mounted)
             (folder / "rootfs").mkdir(mode=0o711)

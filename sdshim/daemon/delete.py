@@ -58,6 +58,7 @@ async def _remove(node: Node, task: Task, call: Call | None) -> bytes:
     reply = RecordedReply(0, "", payload)
     task.see(Seen.DELETED, call=call.key if call else None, reply=reply if call else None)
     mark(task, payload)
+    node.crash("bundle.written")
     node.tasks.pop(task.key, None)
     task.forget_if_done()
     return payload

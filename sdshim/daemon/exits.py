@@ -91,6 +91,7 @@ async def ended(node: Node, task: Process) -> None:
         node.spawn(limits.lift(node, task), f"limits of {task}")
         _end_the_others(task)
     exit = await find_out(node, task)
+    node.crash("exit.known")
     if task.exited.is_set():
         return
     terminals.ended(task)

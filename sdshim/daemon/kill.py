@@ -12,6 +12,7 @@ from sdshim.daemon.process import Exec, Task
 from sdshim.host import cgroup, freezer
 
 if TYPE_CHECKING:
+    from sdshim.daemon.node import Node
     from sdshim.daemon.process import Process
     from sdshim.ttrpc.server import Call
 
@@ -19,11 +20,12 @@ SAFE_TO_REPEAT = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)
 """What may be sent again when nobody knows whether it was sent (design 5)."""
 
 
-async def kill(call: Call, task: Process, number: int, everyone: bool) -> bytes:
+async def kill(node: Node, call: Call, task: Process, number: int, everyone: bool) -> bytes:
     """Send a signal; 0 only asks. Raises NotFound `process already finished: not found` after the
     end; but an end that a cut Kill finds may be its own work, so that one has come to its aim."""
     try:
         _kill(call, task, number, everyone)
+        node.crash("signal.sent")
     except NotFound:
         if not (call.recovered and number):
             raise

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from sdshim.core.errors import NotFound
+from sdshim.core.points import nowhere
 from sdshim.daemon.output import Output
 from sdshim.host.changes import Changes
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sdshim.core.config import Config
     from sdshim.core.model import CallId
     from sdshim.core.names import TaskKey
+    from sdshim.core.points import Crash
     from sdshim.core.spans import Tracer
     from sdshim.core.unitspec import HostFacts
     from sdshim.daemon.process import Process, Task
@@ -61,6 +63,8 @@ class Node:
     tracer: Tracer
     publisher: Publisher
     run_dir: Path
+    crash: Crash = nowhere
+    """Called at each crash point (core/points.py)."""
     tasks: dict[TaskKey, Task] = field(default_factory=dict)
     unsent: dict[CallId, Process] = field(default_factory=dict)
     """Processes whose record holds the reply to a call, until it has been sent."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from sdshim.core import spans
 from sdshim.core.errors import Code, DeadlineExceeded, ShimError, Unavailable
 from sdshim.core.outbox import Letter, Outbox
+from sdshim.core.points import nowhere
 from sdshim.pb import ttrpc_events_pb2 as pb
 from sdshim.ttrpc.client import Client
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sdshim.core.model import Event
+    from sdshim.core.points import Crash
     from sdshim.core.spans import Tracer
     from sdshim.daemon.node import Keeper
     from sdshim.daemon.process import Process
@@ -48,7 +50,13 @@ class Mailbox:
     """The events of one containerd, named by its ttrpc address."""
 
     def __init__(
-        self, address: str, folder: Path, keeper: Keeper, tracer: Tracer, reserve: Reserve
+        self,
+        address: str,
+        folder: Path,
+        keeper: Keeper,
+        tracer: Tracer,
+        reserve: Reserve,
+        crash: Crash = nowhere,
     ) -> None:
         self.address = address
         digest = hashlib.sha256(address.encode()).hexdigest()[:16]
@@ -60,6 +68,7 @@ class Mailbox:
         self._keeper = keeper
         self._tracer = tracer
         self._reserve = reserve
+        self._crash = crash
         self._client: Client | None = None
         self._wake = asyncio.Event()
         self._doubt: tuple[int, int] | None = None
@@ -151,6 +160,7 @@ class Mailbox:
                 log.info("event %d is in doubt and sent again as stream %d", event.seq, stream)
         stream = client.next_stream if stream is None else stream
         self._write(sending=event.seq, stream=stream)
+        self._crash("event.noted")
         await client.call(
             SERVICE,
             "Forward",
@@ -169,6 +179,7 @@ class Mailbox:
     def _acknowledge(self, seq: int) -> None:
         self.acked = max(self.acked, seq)
         self._write(sending=seq, stream=self._sending[1])
+        self._crash("event.acked")
         letter = self.outbox.acknowledged(seq)
         self._doubt = None
         if letter:
@@ -208,7 +219,7 @@ class Mailbox:
         return self._client
 
     def _make_client(self, sock: socket.socket, next_stream: int) -> Client:
-        return Client(sock, next_stream=next_stream, on_ack=self._ack)
+        return Client(sock, next_stream=next_stream, on_ack=self._ack, crash=self._crash)
 
     async def _lost(self) -> None:
         """Close the connection and wait until a new one has a chance."""
@@ -249,8 +260,16 @@ def _path(address: str) -> str:
 class Publisher:
     """The mailboxes of this node, and the sequence numbers of its events."""
 
-    def __init__(self, folder: Path, keeper: Keeper, tracer: Tracer, reserve: Reserve) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keeper: Keeper,
+        tracer: Tracer,
+        reserve: Reserve,
+        crash: Crash = nowhere,
+    ) -> None:
         self._folder = folder
+        self._crash = crash
         self._keeper = keeper
         self._tracer = tracer
         self._reserve = reserve
@@ -309,7 +328,9 @@ class Publisher:
     def _box(self, address: str) -> Mailbox:
         box = self._boxes.get(address)
         if box is None:
-            box = Mailbox(address, self._folder, self._keeper, self._tracer, self._reserve)
+            box = Mailbox(
+                address, self._folder, self._keeper, self._tracer, self._reserve, self._crash
+            )
             box.on_ack = self._acknowledged
             box.load()
             self.seen_seq(box.acked)

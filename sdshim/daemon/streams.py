@@ -72,6 +72,7 @@ async def hold(node: Node, task: Process) -> None:
         ownership.give(held, me.runtime.io_uid, me.runtime.io_gid)
     descriptors.demand(0)
     await node.keeper.demand(len(fresh))
+    node.crash("streams.opened")
     # FDPOLL=0: systemd would drop a FIFO whose peer hangs up (units 7).
     kept = [node.keeper.keep(fd_name(task, s), held.ends[s], poll=False) for s in fresh]
     for one in kept:

@@ -59,6 +59,7 @@ async def remove_runtime(node: Node, task: Task) -> None:
     if me.rootfs:
         with node.tracer.span("rootfs.umount", timings.about(task)):
             await mounts.unmount_tree(Path(me.bundle) / "rootfs")
+        node.crash("rootfs.unmounted")
     for scope in rootfs.fuse_scopes(me):
         await _end_scope(node, scope)
 

@@ -54,6 +54,7 @@ async def connect(node: Node, process: Process) -> None:
             raise UnknownError(f"the terminal of {process} is lost")
         # Nothing between these two: a daemon that dies in between takes the terminal along.
         ends[console.MASTER] = console.receive(ends[console.LISTENER])
+        node.crash("console.taken")
         kept = node.keeper.keep(
             streams.fd_name(process, console.MASTER), ends[console.MASTER], poll=False
         )
@@ -107,6 +108,7 @@ def resize(node: Node, process: Process, width: int, height: int) -> None:
     master = process.held.ends.get(console.MASTER, -1)
     if master >= 0:
         console.resize(master, width, height)
+        node.crash("terminal.resized")
     elif isinstance(process, Exec):
         spec = _spec(node, process)
         spec[SIZE] = {"width": width & 0xFFFF, "height": height & 0xFFFF}

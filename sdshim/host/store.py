@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sdshim.core import exitrecord, record
 from sdshim.core.errors import ShimError, scarce
+from sdshim.core.points import nowhere
 from sdshim.host.reserve import Reserve, no_room
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from sdshim.core.exitrecord import ExitRecord
     from sdshim.core.model import ExitStatus, Identity
+    from sdshim.core.points import Crash
     from sdshim.core.record import Record
 
 RECORD = "task.json"
@@ -51,8 +53,9 @@ class Broken:
 class Store:
     """The state folders below `root` (default /run/sdshim/t)."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, crash: Crash = nowhere) -> None:
         self.root = root
+        self._crash = crash
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.reserve = Reserve(root.with_name("reserve"))
 
@@ -73,6 +76,7 @@ class Store:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise no_room(folder, error) from error
+        self._crash("state.made")
         return folder
 
     def write(self, entry: Record) -> None:
@@ -82,6 +86,7 @@ class Store:
     def put(self, me: Identity, name: str, data: bytes) -> None:
         """Write one file of the incarnation atomically."""
         self.reserve.replace(self.folder(me) / name, data)
+        self._crash("state.written")
 
     def rewind(self, me: Identity) -> None:
         """Forget a run that came to nothing: it may be started again."""
@@ -93,6 +98,7 @@ class Store:
         """Forget the incarnation: the record goes first, so that a cut here leaves no half task."""
         folder = self.folder(me)
         (folder / RECORD).unlink(missing_ok=True)
+        self._crash("state.removed")
         shutil.rmtree(folder, ignore_errors=True)
         for parent in (folder.parent, folder.parent.parent):
             try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core.errors import DeadlineExceeded, NotFound, ShimError, Unavailable, UnknownError
+from sdshim.core.points import nowhere
 from sdshim.runtime import commands, process
 from sdshim.runtime.criu import Criu
 from sdshim.runtime.sealed import Sealed
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from sdshim.core.criu import Wish
     from sdshim.core.model import Identity
+    from sdshim.core.points import Crash
     from sdshim.runtime.sealed import Keeper
 
 START_LOCK = "start.lock"
@@ -39,9 +41,15 @@ class OciRuntime:
     """Runs the OCI runtime for tasks; holds no state of its own but copies of its program."""
 
     def __init__(
-        self, environment: Mapping[str, str], seconds: float, keeper: Keeper, programs: Path
+        self,
+        environment: Mapping[str, str],
+        seconds: float,
+        keeper: Keeper,
+        programs: Path,
+        crash: Crash = nowhere,
     ) -> None:
         """`seconds`: what one command may take; `programs`: a folder for `sealed`."""
+        self._crash = crash
         self._environment = process.clean_environment(environment)
         self._seconds = seconds
         self.criu = Criu(self._environment, seconds)
@@ -180,6 +188,7 @@ class OciRuntime:
                     lock_fd=lock,
                     stdin=stdin,
                     program=f"/proc/self/fd/{copy.fd}" if copy else "",
+                    crash=self._crash,
                 )
         except TimeoutError:
             raise self._hangs(prefix, argv[0]) from None

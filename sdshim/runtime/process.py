@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdshim.core.errors import NotFound, Unavailable, scarce
+from sdshim.core.points import nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from sdshim.core.points import Crash
 
 LOCK_FD = 3
 """Where the inherited lock sits in the child."""
@@ -72,6 +75,7 @@ async def run(
     lock_fd: int | None = None,
     stdin: Path = NO_INPUT,
     program: str = "",
+    crash: Crash = nowhere,
 ) -> int:
     """Run `argv` to its end, from the file `program` if that is another one than argv[0]; its
     output replaces what `output` held. Returns the exit status, 128+signal when it was killed.
@@ -94,6 +98,7 @@ async def run(
         )
     except OSError as error:
         raise scarce(error) or Unavailable(f"cannot run {argv[0]}", cause=str(error)) from error
+    crash("runtime.spawned")
     status = asyncio.ensure_future(_wait(pid))
     done, _ = await asyncio.wait([status], timeout=seconds)
     if not done:
@@ -101,6 +106,7 @@ async def run(
             os.killpg(pid, signal.SIGKILL)
         await asyncio.wait([status], timeout=DYING_S)  # longer: it hangs in the kernel
         raise TimeoutError
+    crash("runtime.ended")
     return status.result()
 
 

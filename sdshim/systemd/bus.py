@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbus_next import Message, MessageFlag, MessageType
 
+from sdshim.core.points import nowhere
 from sdshim.systemd.errors import (
     DBUS,
     DISCONNECTED,
@@ -228,6 +229,7 @@ class _Link(asyncio.Protocol):
                     serial = await self._send_with_descriptors(message)
                 else:
                     serial = self._send(message)
+                self._bus.crash(f"{message.member}.sent")
                 self._pending[serial] = (future, message)
                 return await future
         except TimeoutError:
@@ -246,6 +248,7 @@ class Bus:
     """The system bus, dialled again whenever it goes away."""
 
     def __init__(self, address: str | None = None, *, outage_wait: float = OUTAGE_WAIT) -> None:
+        self.crash: Callable[[str], None] = nowhere
         address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or DEFAULT_ADDRESS
         self._paths = socket_paths(address)
         self._outage_wait = outage_wait
@@ -278,11 +281,6 @@ class Bus:
         if self._link is not None:
             self._link.close()
             await self._down.wait()
-
-    @property
-    def connected(self) -> bool:
-        """Whether a connection stands at this moment."""
-        return self._link is not None
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Run `callback` after each further connection (not after the first)."""

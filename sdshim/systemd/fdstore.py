@@ -29,9 +29,12 @@ from typing import TYPE_CHECKING
 
 from sdshim.core import headroom
 from sdshim.core.errors import ResourceExhausted
+from sdshim.core.points import nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
+
+    from sdshim.core.points import Crash
 
 FIRST_FD = 3
 MAX_FDS = 253  # the kernel's limit of one message
@@ -44,8 +47,13 @@ class FdStore:
     """The door to the service manager's notification socket."""
 
     def __init__(
-        self, environ: MutableMapping[str, str] | None = None, *, timeout: float = TIMEOUT
+        self,
+        environ: MutableMapping[str, str] | None = None,
+        *,
+        timeout: float = TIMEOUT,
+        crash: Crash = nowhere,
     ) -> None:
+        self._crash = crash
         self._environ = os.environ if environ is None else environ
         self._timeout = timeout
         self._backlog: deque[tuple[bytes, list[int], int]] = deque()
@@ -158,11 +166,13 @@ class FdStore:
             self._look()
         for start in range(0, len(fds), MAX_FDS):
             self.notify(state, *fds[start : start + MAX_FDS])
+        self._crash("fd.added")
         return self.barrier()
 
     def remove(self, name: str) -> None:
         """Drop all copies of this name from the store."""
         self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        self._crash("fd.removed")
         if self._stored.pop(name, 0):
             self._look()
 
@@ -254,6 +264,7 @@ class FdStore:
         timer.cancel()
         asyncio.get_running_loop().remove_reader(read)
         os.close(read)
+        self._crash("fd.safe")
         self._resolve(futures)
 
     @staticmethod

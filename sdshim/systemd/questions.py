@@ -196,7 +196,9 @@ class Questions:
         while True:
             try:
                 call = self._bus.call
-                return await call(SYSTEMD, path, interface, member, signature, body, fds=fds)
+                answer = await call(SYSTEMD, path, interface, member, signature, body, fds=fds)
+                self._bus.crash(f"{member}.answered")
+                return answer
             except (NotDelivered, Uncertain) as error:
                 lost = isinstance(error, Uncertain)
                 if lost and (not again or error.name == f"{DBUS}.Error.Timeout"):

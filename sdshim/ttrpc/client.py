@@ -19,6 +19,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from sdshim.core.errors import DeadlineExceeded, ShimError, Unavailable
+from sdshim.core.points import nowhere
 from sdshim.ttrpc.calls import error_for
 from sdshim.ttrpc.frames import (
     HEADER,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from sdshim.core.points import Crash
     from sdshim.ttrpc.frames import Header
 
 _LOG = logging.getLogger(__name__)
@@ -54,9 +56,11 @@ class Client:
         next_stream: int = 1,
         on_ack: Callable[[int, Response], None] | None = None,
         poller: EdgePoller | None = None,
+        crash: Crash = nowhere,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
+        self._crash = crash
         sock.setblocking(False)
         self._own_poller = poller is None
         self._poller = EdgePoller(self._loop) if poller is None else poller
@@ -139,6 +143,7 @@ class Client:
         self._unclaimed.pop(stream, None)
         waiting = self._wait_for(stream)
         self._queue.push(frame, _nothing)
+        self._crash("event.sent")
         return await self._result(stream, waiting, timeout)
 
     async def expect(

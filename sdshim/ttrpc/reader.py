@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
+    from sdshim.core.points import Crash
     from sdshim.ttrpc.connection import Connection
     from sdshim.ttrpc.frames import Header
     from sdshim.ttrpc.protocols import FdKeeper, Sink
@@ -44,7 +45,7 @@ class Reader:
         *,
         loop: asyncio.AbstractEventLoop,
         spawn: Callable[[Coroutine[None, None, None]], None],
-        crash: Callable[[str], None],
+        crash: Crash,
     ) -> None:
         self._sink = sink
         self._keeper = keeper

@@ -17,8 +17,7 @@ adopted connection that bears the last id in the log is taken and dropped.
 
 Life: `adopt` each descriptor from the store, `listen` for the rest, `resume` (open calls first,
 then reading), `quiesce` on SIGTERM. `close` only ends this process's part: the store and the log
-keep everything. `crash` is called with a name at each point where a death would be interesting;
-it does nothing unless a test says so.
+keep everything. `crash` is called with the name of each point passed (core/points.py).
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sdshim.core.errors import DeadlineExceeded, Internal, InvalidArgument
+from sdshim.core.points import nowhere
 from sdshim.ttrpc.accept import Acceptor
 from sdshim.ttrpc.calls import Call, CallKey, CallKind, Reply, reply_for
 from sdshim.ttrpc.connection import Connection
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from sdshim.core.errors import ShimError
+    from sdshim.core.points import Crash
     from sdshim.ttrpc.frames import Header
     from sdshim.ttrpc.protocols import CallLog, FdKeeper, Handlers, OpenCall
 
@@ -64,10 +65,6 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _no_crash(point: str) -> None:
-    del point
-
-
 class Server:
     """Serves `handlers` on any number of listeners; must be made inside the running loop."""
 
@@ -78,7 +75,7 @@ class Server:
         keeper: FdKeeper,
         *,
         queue_limit: int = QUEUE_LIMIT,
-        crash: Callable[[str], None] = _no_crash,
+        crash: Crash = nowhere,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._handlers = handlers

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 from sdshim.ttrpc.frames import HEADER, encode_header, parse_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
+    from sdshim.core.points import Crash
     from sdshim.ttrpc.frames import Header
 
 
@@ -86,7 +87,7 @@ class Spool:
         """What must be in the store before the first `advance`."""
         return self._read, self._write, self._file
 
-    def advance(self, sock: int, crash: Callable[[str], None]) -> Progress:
+    def advance(self, sock: int, crash: Crash) -> Progress:
         """Move what there is, never a byte of the next frame."""
         while True:
             waiting = struct.unpack("i", fcntl.ioctl(self._read, termios.FIONREAD, bytes(4)))[0]

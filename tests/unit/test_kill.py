@@ -11,6 +11,7 @@ import pytest
 
 from sdshim.core.errors import NotFound
 from sdshim.core.lifecycle import Phase
+from sdshim.core.points import nowhere
 from sdshim.daemon.kill import kill
 
 ENDED: Any = SimpleNamespace(phase=Phase.EXITED, pid=7)
@@ -32,7 +33,8 @@ class Call:
 
 
 def _kill(call: Any, task: Any, number: int) -> bytes:
-    return asyncio.run(kill(call, task, number, False))
+    node: Any = SimpleNamespace(crash=nowhere)
+    return asyncio.run(kill(node, call, task, number, False))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

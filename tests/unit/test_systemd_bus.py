@@ -175,7 +175,7 @@ def test_a_lost_connection_fails_what_is_in_flight_and_is_made_again(tmp_path: P
         with pytest.raises(errors.Uncertain) as caught:
             await task
         assert caught.value.name == errors.DISCONNECTED
-        assert not bus.connected
+        assert bus._link is None
         assert await call(bus, "Ping") == []  # waits for the next connection
         assert fake.rules == [RULE]
         assert fake.members().index("AddMatch") < fake.members().index("Ping")
