@@ -2,7 +2,7 @@
 
 CI has each point once, as many of them as an operation passes in a row. By hand, with
 SDSHIM_POINTS=all: each passing of each point in each operation, three lives in a row
-(`make points`; its result is in docs/recovery.md).
+(`make points`; its result is in docs/crash-points.md).
 """
 
 from __future__ import annotations
