@@ -288,20 +288,21 @@ def _kill_exec(stage: Stage) -> None:
 
 
 def _delete(stage: Stage) -> None:
-    bundle = stage.run("sh", "-c", "exit 7")
+    bundle = stage.create("sh", "-c", "exit 7")
     stage.call("Exec", exec_id="e", spec=exec_spec("true"))
+    stage.call("Start")
     waited = stage.call("Wait")
     stage.curtain()
     deleted = stage.call("Delete")
     assert (deleted.exit_status, deleted.exited_at) == (7, waited.exited_at)
     assert stage.fails("Delete")[0] == 5
     assert not stage.rig.unit_exists(stage.id)
-    stage.told("create", "start", "exec-added", "exit", "delete")
+    stage.told("create", "exec-added", "start", "exit", "delete")
     assert stage.rig.give_up(bundle).exit_status == 7  # containerd's, after each Delete
     again = stage.bundle("sh", "-c", "exit 3")  # the id can be used again
     stage.call("Create", bundle=again.path)
     stage.call("Start")
-    stage.end(3, "create", "start", "exec-added", "exit", "delete", *LIFE, "delete")
+    stage.end(3, "create", "exec-added", "start", "exit", "delete", *LIFE, "delete")
 
 
 def _delete_unstarted(stage: Stage) -> None:
