@@ -5,11 +5,13 @@ All faults of a file are reported at once. `sdshim config` prints the effective 
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sdshim.core import logs
 from sdshim.core.errors import InvalidArgument
+from sdshim.core.options import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,13 +61,15 @@ class Config:
         return {key: own.get(key, getattr(self, key)) for key in logs.KEYS}
 
 
+MAX_SECONDS = 10**9
+"""Of a time: some 30 years, far below what systemd's microseconds hold."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
 def parse(document: dict[str, Any], source: str = DEFAULT_PATH) -> Config:
     """The configuration in a TOML document. Raises InvalidArgument naming every fault."""
     defaults = asdict(Config())
-    faults = [f"unknown key {key!r}" for key in document if key not in defaults]
+    faults = [f"unknown key {shown(key)}" for key in document if key not in defaults]
     values: dict[str, Any] = {}
     for key, value in document.items():
         if key not in defaults:
@@ -79,28 +83,36 @@ def parse(document: dict[str, Any], source: str = DEFAULT_PATH) -> Config:
         if isinstance(value, bool) is not isinstance(default, bool) or not isinstance(
             value, wanted
         ):
-            faults.append(f"{key} must be a {type(default).__name__}, not {value!r}")
+            faults.append(f"{key} must be a {type(default).__name__}, not {shown(value)}")
         else:
-            values[key] = wanted[-1](value)
+            values[key] = value
     faults += _check(values)
     if faults:
         raise InvalidArgument(f"{source}: " + "; ".join(faults))
-    return Config(**values)
+    times = {key: float(value) for key, value in values.items() if isinstance(defaults[key], float)}
+    return Config(**{**values, **times})
 
 
 def _check(values: dict[str, Any]) -> list[str]:
     faults = [
-        f"{key} must be an absolute path, not {values[key]!r}"
+        f"{key} must be an absolute path, not {shown(values[key])}"
         for key in ("run_dir", "containerd_address")
         if key in values and not values[key].startswith("/")
     ]
     faults += [
-        f"{key} must be above 0, not {values[key]!r}"
+        f"{key} must be above 0 and at most {MAX_SECONDS}, not {shown(values[key])}"
         for key in ("stop_timeout", "create_timeout", "runtime_timeout", "logger_timeout")
-        if key in values and not values[key] > 0
+        if key in values and not 0 < values[key] <= MAX_SECONDS
+    ]
+    faults += [
+        f"{key} {shown(text)} has unprintable characters"
+        for key, text in values.items()
+        if isinstance(text, str) and not text.isprintable()
     ]
     if values.get("log_level", "info") not in LEVELS:
-        faults.append(f"log_level must be one of {', '.join(LEVELS)}, not {values['log_level']!r}")
+        faults.append(
+            f"log_level must be one of {', '.join(LEVELS)}, not {shown(values['log_level'])}"
+        )
     return faults + logs.faults(values)
 
 
@@ -124,7 +136,7 @@ def render(config: Config) -> str:
     for key, value in asdict(config).items():
         if key == "namespaces":
             continue
-        text = f'"{value}"' if isinstance(value, str) else repr(value).lower()
+        text = json.dumps(value)  # as TOML has it, for texts and numbers of ours
         lines.append(f"{key} = {text}")
     for name, keys in config.namespaces.items():
         lines += ["", f"[namespaces.{_quoted(name)}]"]
@@ -133,4 +145,4 @@ def render(config: Config) -> str:
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(text)

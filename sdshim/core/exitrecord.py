@@ -7,6 +7,7 @@ was cut while it wrote.
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
 
 CLD_EXITED, CLD_KILLED, CLD_DUMPED = 1, 2, 3
 """Values of ExecMainCode (waitid's si_code)."""
+_NUMBER = re.compile("[0-9]{1,10}")
 OOM_KILL = "oom-kill"
 """systemd's word for a unit's end by the kernel's OOM killer; the exit hook writes it too."""
 
@@ -39,26 +41,31 @@ class ExitRecord:
         return ExitStatus(_status(self.code, self.status), time_ns, self.result)
 
 
+def number(text: str) -> int:
+    """The number in a small file of ours, 0 when there is none; whatever else is in it.
+    (str.isdigit() takes what int() does not, and int() refuses thousands of digits.)"""
+    return int(text) if _NUMBER.fullmatch(text) else 0
+
+
 def _status(code: str, status: str) -> int:
-    if code == "exited" and status.isdigit():
+    if code == "exited" and _NUMBER.fullmatch(status):
         return int(status) & 0xFF
     if code in ("killed", "dumped"):
-        number = signal_number(status)
-        return 128 + number if number else EXIT_UNKNOWN
+        killed_by = signal_number(status)
+        return 128 + killed_by if killed_by else EXIT_UNKNOWN
     return EXIT_UNKNOWN
 
 
 def signal_number(name: str) -> int:
     """Number of a signal by name without SIG (``KILL``, ``RTMIN+3``) or digits; 0 if unknown."""
-    if name.isdigit():
-        return int(name)
     base, plus, offset = name.removeprefix("SIG").partition("+")
-    if base == "RTMIN" and plus and offset.isdigit():
-        return signal.SIGRTMIN + int(offset)
-    try:
-        return signal.Signals[f"SIG{base}"].value
-    except KeyError:
-        return 0
+    if base == "RTMIN" and plus:
+        found = signal.SIGRTMIN + number(offset)
+    elif known := signal.Signals.__members__.get(f"SIG{base}"):
+        found = int(known)
+    else:
+        found = number(name)
+    return found if found <= signal.SIGRTMAX else 0
 
 
 def parse_record(text: str) -> ExitRecord | None:
@@ -68,7 +75,7 @@ def parse_record(text: str) -> ExitRecord | None:
     if not newline or len(fields) != 5:
         return None
     invocation, pid, result, code, status = ("" if f == "-" else f for f in fields)
-    return ExitRecord(invocation, int(pid) if pid.isdigit() else 0, result, code, status)
+    return ExitRecord(invocation, number(pid), result, code, status)
 
 
 def from_systemd(code: int, status: int, time_ns: int) -> ExitStatus | None:

@@ -133,8 +133,8 @@ def pod_slice(namespace: str, pod: str) -> str:
     cannot hold (and `:`) as systemd-escape(1) writes it; a very long name is its hash.
     """
     escaped = "".join(map(_in_slice, pod))
-    if len(escaped) > _MAX_POD:
-        escaped = hashlib.sha256(escaped.encode()).hexdigest()[:32]
+    if len(escaped) > _MAX_POD:  # begins as no escaped name can: a dash is written `:` there
+        escaped = "\\x2d" + hashlib.sha256(escaped.encode()).hexdigest()[:32]
     return namespace_slice(namespace).removesuffix(".slice") + f"-{escaped}.slice"
 
 

@@ -89,14 +89,14 @@ def _plain(value: Any) -> Any:
 def _wrong_type(name: str, value: object) -> str:
     """What a value should have been, and is not; empty when it is."""
     if name in _SWITCHES:
-        return "" if isinstance(value, bool) else f"true or false, not {_shown(value)}"
+        return "" if isinstance(value, bool) else f"true or false, not {shown(value)}"
     if name in _IDS:
         right = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < NO_ID
-        return "" if right else f"a number from 0 to {NO_ID - 1}, not {_shown(value)}"
+        return "" if right else f"a number from 0 to {NO_ID - 1}, not {shown(value)}"
     if name != _TABLE:
-        return "" if isinstance(value, str) else f"text, not {_shown(value)}"
+        return "" if isinstance(value, str) else f"text, not {shown(value)}"
     if not isinstance(value, dict):
-        return f"a table, not {_shown(value)}"
+        return f"a table, not {shown(value)}"
     wrong = [
         key
         for key, one in value.items()
@@ -105,7 +105,8 @@ def _wrong_type(name: str, value: object) -> str:
     return f"a table of texts, but {', '.join(repr(k[:100]) for k in wrong)}" if wrong else ""
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value that was refused, cut short."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested deeply; a number of thousands of digits
@@ -141,17 +142,17 @@ def _make(
 def _check(values: Mapping[str, Any]) -> list[str]:
     texts = {name: text for name, text in values.items() if isinstance(text, str)}
     faults = [
-        f"{name} {_shown(text)} has NUL or other unprintable characters"
+        f"{name} {shown(text)} has NUL or other unprintable characters"
         for name, text in texts.items()
         if not text.isprintable()
     ]
     faults += [
-        f"{name} {_shown(text)} is longer than {_MAX_TEXT} characters"
+        f"{name} {shown(text)} is longer than {_MAX_TEXT} characters"
         for name, text in texts.items()
         if len(text) > _MAX_TEXT
     ]
     faults += [
-        f"{name} {_shown(values[name])} is not an absolute path"
+        f"{name} {shown(values[name])} is not an absolute path"
         for name in _PATHS
         if values.get(name) and not values[name].startswith("/")
     ]
@@ -162,12 +163,12 @@ def _check(values: Mapping[str, Any]) -> list[str]:
 def _check_runtime(values: Mapping[str, Any]) -> list[str]:
     named = [values[name] for name in ("oci_runtime", "binary_name") if values.get(name)]
     faults = [
-        f"OCI runtime {_shown(name)} is neither a name nor an absolute path"
+        f"OCI runtime {shown(name)} is neither a name nor an absolute path"
         for name in named
         if "/" in name and not name.startswith("/")
     ]
     if len(set(named)) > 1:
-        faults.append(f"two OCI runtimes, {_shown(named[0])} and {_shown(named[1])}")
+        faults.append(f"two OCI runtimes, {shown(named[0])} and {shown(named[1])}")
     return faults
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sdshim.core.errors import Internal
+from sdshim.core import names
+from sdshim.core.errors import Internal, InvalidArgument
 from sdshim.core.lifecycle import Life, Phase
 from sdshim.core.model import (
     CallId,
@@ -27,6 +29,20 @@ from sdshim.core.model import (
 )
 
 VERSION = 1
+DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    InvalidArgument,
+)
+"""What reading a file of ours raises when it is not what was written."""
+
+
+_TOKEN = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +83,8 @@ def decode(data: bytes) -> Record:
     """The record in `data`. Raises Internal when it is not one."""
     try:
         return _decode(json.loads(data))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Internal("state file cannot be read", cause=repr(error)) from error
+    except DAMAGE as error:
+        raise Internal("state file cannot be read", cause=repr(error)[:500]) from error
 
 
 def _decode(document: dict[str, Any]) -> Record:
@@ -85,8 +101,10 @@ def _decode(document: dict[str, Any]) -> Record:
     )
     raw["create_call"] = _call(raw["create_call"])
     exit_raw = document["exit"]
+    identity = Identity(**raw)
+    _check(identity)
     return Record(
-        identity=Identity(**raw),
+        identity=identity,
         life=Life(
             phase=Phase(document["phase"]),
             pid=int(document["pid"]),
@@ -107,6 +125,29 @@ def _decode(document: dict[str, Any]) -> Record:
         },
         unknown={k: v for k, v in document.items() if k not in known},
     )
+
+
+def _check(me: Identity) -> None:
+    """What processes are killed and folders are removed by must be what we give to a task: the
+    root cgroup, or another task's names, would cost the host or that task. Raises InvalidArgument,
+    TypeError."""
+    key = names.TaskKey(names.check_id(me.namespace, "namespace"), names.check_id(me.id))
+    unit = names.init_unit(key)
+    if me.exec_id:
+        unit = names.exec_unit(key, names.check_id(me.exec_id, "exec id"))
+    tokens = [me.token, me.task_token] if me.exec_id else [me.token]
+    group = me.cgroup.split("/")
+    if (
+        me.unit != unit
+        or not all(map(_TOKEN.fullmatch, tokens))
+        or not me.bundle.startswith("/")
+        or ".." in (*group, *me.bundle.split("/"))
+        or not any(group)
+    ):
+        raise InvalidArgument(f"names that cannot be those of {key}")
+    texts = (*asdict(me.stdio).values(), me.containerd, me.slice, me.checkpoint, me.traceparent)
+    if not all(isinstance(text, str | bool) for text in texts):
+        raise TypeError("a text is none")
 
 
 def _call(raw: list[int]) -> CallId:

@@ -202,7 +202,7 @@ def _raw(files: Mapping[str, str]) -> list[Property]:
         text = files.get(file, "").strip()
         if text == "max":
             made.append((name, "t", INFINITY))
-        elif re.fullmatch(r"\d{1,18}", text):
+        elif re.fullmatch(r"[0-9]{1,18}", text):
             made.append((name, "t", int(text)))
     if files.get("cpu.idle", "").strip() == "1":
         made.append(("CPUWeight", "t", _IDLE))
@@ -210,8 +210,9 @@ def _raw(files: Mapping[str, str]) -> list[Property]:
         if files.get(file, "").strip():
             made.append((name, "ay", _mask(file, files[file])))
     words = files.get("cpu.max", "").split()
-    if words and (words[0] == "max" or words[0].isdigit()):
-        period = int(words[1]) if len(words) > 1 and words[1].isdigit() else _PERIOD
+    if words and re.fullmatch(r"max|[0-9]{1,15}", words[0]):
+        wished = len(words) > 1 and re.fullmatch(r"[0-9]{1,15}", words[1])
+        period = int(words[1]) if wished else _PERIOD
         quota = -1 if words[0] == "max" else int(words[0])
         if quota and period:
             made += _quota(quota, period)

@@ -97,7 +97,7 @@ async def settle(node: Node, task: Task) -> None:
 async def lift(node: Node, task: Task) -> None:
     """Its init has ended: the exit hook, which runs inside the unit, is not to meet its limits."""
     supersede(node, task, resources.OPEN)
-    limited = node.store.text(task.identity, LIMITED).split()
+    limited = resources.OPEN.keys() & node.store.text(task.identity, LIMITED).split()
     await give(node, task, [(name, "t", resources.OPEN[name]) for name in limited])
 
 
@@ -134,7 +134,12 @@ def _used(task: Task) -> int | None:
 
 def _waiting(node: Node, task: Task) -> list[Property]:
     text = node.store.text(task.identity, PUT_OFF)
-    return [(str(name), str(kind), value) for name, kind, value in json.loads(text or "[]")]
+    try:
+        found = json.loads(text or "[]")
+        return [(str(name), "t", int(value)) for name, _, value in found]
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        log.error("%s: what was put off cannot be read: %r", task, error)
+        return []
 
 
 def _put_off(node: Node, task: Task, given: Iterable[Property]) -> None:

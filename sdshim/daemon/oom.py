@@ -67,8 +67,7 @@ def judged(node: Node, task: Task, exit: ExitStatus, since: int = 0) -> ExitStat
     """The exit of a container's process with the OOM killer as its reason, if it was that; kills
     not told yet are told first. `since`: the count when the process began."""
     look(node, task)
-    excused = node.store.text(task.identity, KILLED)
-    since = max(since, int(excused) if excused.isdigit() else 0)
+    since = max(since, exitrecord.number(node.store.text(task.identity, KILLED)))
     return exitrecord.blamed(exit, task.record.life.ooms - since)
 
 

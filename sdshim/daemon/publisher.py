@@ -21,6 +21,7 @@ from sdshim.core import spans
 from sdshim.core.errors import Code, DeadlineExceeded, ShimError, Unavailable
 from sdshim.core.outbox import Letter, Outbox
 from sdshim.core.points import nowhere
+from sdshim.core.record import DAMAGE
 from sdshim.pb import ttrpc_events_pb2 as pb
 from sdshim.ttrpc.client import Client
 
@@ -84,8 +85,8 @@ class Mailbox:
             self._sending = (int(document["sending"]), int(document["stream"]))
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError) as error:
-            log.error("outbox file %s cannot be read: %s", self._path, error)
+        except DAMAGE as error:
+            log.error("outbox file %s cannot be read: %r", self._path, error)
 
     @property
     def last_sent(self) -> int:
@@ -295,8 +296,8 @@ class Publisher:
         for path in sorted(self._folder.glob("*.json")):
             try:
                 address = str(json.loads(path.read_bytes())["address"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                log.error("outbox file %s cannot be read: %s", path, error)
+            except (OSError, *DAMAGE) as error:
+                log.error("outbox file %s cannot be read: %r", path, error)
                 continue
             box = self._box(address)
             if box.fd_name in fds:

@@ -48,6 +48,7 @@ _SIZE = struct.Struct("<I")
 _CODE = struct.Struct("<i")
 _OPENED, _RECEIVED, _DONE, _EXPIRED, _SENT, _CLOSED, _BEGUN = range(1, 8)
 _NO_TOKEN = bytes(16)
+_SERIALS = 1 << 62
 _LOG = logging.getLogger(__name__)
 
 Key = tuple[int, int]
@@ -189,8 +190,18 @@ class CallLog:
         return list(self._last)
 
     def open_calls(self) -> list[OpenCall]:
-        """All open calls, in the order in which they were received."""
-        return [self._read_call(records) for records in self._open.values()]
+        """All open calls, in the order in which they were received.
+
+        One whose records cannot be read is given up, with a line in the journal.
+        """
+        found = []
+        for key, records in list(self._open.items()):
+            try:
+                found.append(self._read_call(records))
+            except (ValueError, struct.error) as error:
+                _LOG.error("call log: call %d/%d cannot be read: %r", *key, error)
+                del self._open[key]
+        return found
 
     def close(self) -> None:
         """Let the file go; nothing is written."""
@@ -274,10 +285,13 @@ class CallLog:
 
     def _replay(self, body: bytes, offset: int, length: int) -> None:
         kind, conn, stream = _KEY.unpack_from(body)
+        if conn >= _SERIALS:  # no serial of ours, and none could follow it
+            _LOG.error("call log: a record of connection %d is not ours", conn)
+            return
         key = (conn, stream)
         self._serial = max(self._serial, conn)
         if kind == _OPENED:
-            self._note_open(conn, stream, body[_KEY.size :].decode())
+            self._note_open(conn, stream, body[_KEY.size :].decode(errors="replace"))
         elif kind == _RECEIVED:
             self._open[key] = [(offset, length)]
             self._last[conn] = stream
@@ -413,15 +427,15 @@ def _decode_received(body: bytes) -> OpenCall:
     _, conn, stream = _KEY.unpack_from(body)
     received, deadline, peer_pid, token = _FACTS.unpack_from(body, _KEY.size)
     service, method, namespace, payload, *pairs = _texts(body, _KEY.size + _FACTS.size)
-    metadata: dict[str, tuple[str, ...]] = {}
+    metadata: dict[str, list[str]] = {}
     for name, value in zip(pairs[::2], pairs[1::2], strict=True):
-        metadata[name.decode()] = (*metadata.get(name.decode(), ()), value.decode())
+        metadata.setdefault(name.decode(), []).append(value.decode())
     return OpenCall(
         key=(conn, stream),
         service=service.decode(),
         method=method.decode(),
         payload=payload,
-        metadata=metadata,
+        metadata={name: tuple(values) for name, values in metadata.items()},
         namespace=namespace.decode(),
         peer_pid=peer_pid,
         token=token if token != _NO_TOKEN else b"",

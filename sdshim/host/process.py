@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ class Watched:
     def __init__(self, pid: int, ended: Callable[[], None]) -> None:
         """Raises ProcessLookupError when the process is gone already."""
         self.pid = pid
+        if pid <= 0:
+            raise ProcessLookupError(f"pid {pid}")
         self._fd = os.pidfd_open(pid)
         self._ended = ended
         asyncio.get_running_loop().add_reader(self._fd, self._fire)
@@ -104,4 +107,4 @@ def limits_of(pid: int, nofile: str = "") -> tuple[tuple[str, int], ...]:
 
 
 def _limit(word: str) -> int:
-    return int(word) if word.isdigit() else INFINITY
+    return int(word) if re.fullmatch("[0-9]{1,19}", word) else INFINITY

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdshim.core import exitrecord, record
-from sdshim.core.errors import ShimError, scarce
+from sdshim.core.errors import Internal, ShimError, scarce
 from sdshim.core.points import nowhere
 from sdshim.host.reserve import Reserve, no_room
 
@@ -38,6 +38,8 @@ OOM = "oom"
 """The file with the cgroup's count of OOM kills, copied by the exit hook."""
 KILLED = "killed"
 """The count of OOM kills when a client sent SIGKILL: an end by that is not theirs."""
+MAX_PID = 1 << 22
+"""The most that Linux gives."""
 CLEANED = "cleaned"
 """Written by the launcher's `delete` when it had to clean up without the daemon."""
 
@@ -110,13 +112,19 @@ class Store:
         """Every record on disk, tasks before execs, and every folder whose record is unusable."""
         for folder in (*sorted(self.root.glob("*/*/*")), *self.root.glob("*/*/*/x/*/*")):
             try:
-                yield record.decode((folder / RECORD).read_bytes())
+                yield self._load(folder)
             except FileNotFoundError:
                 # Cut while it was made or removed: nothing else of that incarnation exists.
                 shutil.rmtree(folder, ignore_errors=True)
             except ShimError as error:
                 yield Broken(folder, error)
         self._prune()
+
+    def _load(self, folder: Path) -> Record:
+        found = record.decode((folder / RECORD).read_bytes())
+        if self.folder(found.identity) != folder:  # what is done to it would be done to another
+            raise Internal(f"state file of {found.identity.unit} in the folder of another")
+        return found
 
     def _prune(self) -> None:
         """Remove the empty folders of a removal that was cut."""
@@ -155,7 +163,8 @@ class Store:
 
     def _number(self, me: Identity, name: str) -> int:
         text = self.text(me, name)
-        return int(text) if text.isdigit() else 0
+        pid = exitrecord.number(text)
+        return pid if pid <= MAX_PID else 0
 
 
 def read_text(path: Path) -> str:

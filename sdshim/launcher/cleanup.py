@@ -195,9 +195,8 @@ class Incarnation:
 
     def _pid_file(self) -> int:
         for path in (f"{self.state}/init.pid", f"{self.bundle}/init.pid"):
-            text = _read(path).strip()
-            if text.isdecimal():
-                return int(text)
+            if pid := _number(_read(path).strip()):
+                return pid
         return 0
 
     # The OCI runtime
@@ -275,10 +274,10 @@ def parse_exit(record: str) -> tuple[int | None, int]:
     fields = line.split(" ")
     if not newline or len(fields) != 5:
         return None, 0
-    pid = int(fields[1]) if fields[1].isdecimal() else 0
+    pid = _number(fields[1])
     code, status = fields[3:]
-    if code == "exited" and status.isdecimal():
-        return int(status) & 0xFF, pid
+    if code == "exited" and (status == "0" or _number(status)):
+        return _number(status) & 0xFF, pid
     if code in ("killed", "dumped"):
         number = _signal_number(status)
         return (128 + number if number else None), pid
@@ -289,10 +288,18 @@ def _signal_number(name: str) -> int:
     import signal  # subprocess has loaded it already
 
     base, _, offset = name.partition("+")
-    if name.isdecimal():
-        return int(name)
-    number = getattr(signal, f"SIG{base}", 0)
-    return int(number) + (int(offset) if offset.isdecimal() else 0) if number else 0
+    if base == "RTMIN":
+        number = signal.SIGRTMIN + _number(offset)
+    elif f"SIG{name}" in signal.Signals.__members__:
+        number = signal.Signals[f"SIG{name}"]
+    else:
+        number = _number(name)
+    return number if number <= signal.SIGRTMAX else 0
+
+
+def _number(text: str) -> int:
+    """0 for what is no number, or more than any of ours can be."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 11 else 0
 
 
 def _read(path: str) -> str:

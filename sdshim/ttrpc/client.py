@@ -23,6 +23,7 @@ from sdshim.core.points import nowhere
 from sdshim.ttrpc.calls import error_for
 from sdshim.ttrpc.frames import (
     HEADER,
+    MAX_DATA,
     FrameType,
     Request,
     Response,
@@ -205,6 +206,10 @@ class Client:
             if not self.closed:
                 consume(self._sock, HEADER + head.header.length)
             return True
+        if head.look is Look.LARGE and head.header.length > MAX_DATA:
+            _LOG.error("ttrpc: a reply of %d bytes ends the connection", head.header.length)
+            self._end()
+            return False
         if head.look is Look.LARGE:
             consume(self._sock, HEADER)
             self._large = (head.header, bytearray())
@@ -218,6 +223,8 @@ class Client:
             part = self._sock.recv(min(header.length - len(data), 256 << 10))
         except BlockingIOError:
             return False
+        except ConnectionError:  # the peer went away with bytes of ours unread
+            part = b""
         if not part:
             self._end()
             return False

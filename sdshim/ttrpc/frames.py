@@ -101,7 +101,7 @@ def decode_request(data: bytes) -> Request:
     service = method = ""
     payload = b""
     timeout = 0
-    metadata: dict[str, tuple[str, ...]] = {}
+    metadata: dict[str, list[str]] = {}
     try:
         for field, value in _fields(data):
             if isinstance(value, int):
@@ -115,10 +115,11 @@ def decode_request(data: bytes) -> Request:
                 payload = value
             elif field == 5:
                 key, text = _key_value(value)
-                metadata[key] = (*metadata.get(key, ()), text)
+                metadata.setdefault(key, []).append(text)
     except ValueError as error:
         raise InvalidArgument(f"unmarshal request error: {error}") from None
-    return Request(service, method, payload, timeout, metadata)
+    pairs = {key: tuple(texts) for key, texts in metadata.items()}
+    return Request(service, method, payload, timeout, pairs)
 
 
 def encode_response(response: Response) -> bytes:

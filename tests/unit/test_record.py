@@ -103,3 +103,26 @@ def test_systemds_codes_become_containerds_statuses() -> None:
         found = from_systemd(code, status, 1)
         assert found is not None
         assert found.status == wanted
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("cgroup", "/"),
+        ("cgroup", ""),
+        ("cgroup", "/a/../.."),
+        ("unit", "dbus.service"),
+        ("unit", "sdshim-default-c2.service"),
+        ("id", ".."),
+        ("namespace", "a/b"),
+        ("token", "../../../etc"),
+        ("bundle", "b"),
+        ("bundle", "/b/../etc"),
+        ("stdio", {"stdin": 5, "stdout": "", "stderr": "", "terminal": False}),
+    ],
+)
+def test_a_record_whose_names_would_reach_others_cannot_be_read(field: str, value: object) -> None:
+    document = json.loads(record.encode(RECORD))
+    document["identity"][field] = value
+    with pytest.raises(Internal):
+        record.decode(json.dumps(document).encode())

@@ -12,7 +12,13 @@ from tests.unit.test_record import IDENTITY
 if TYPE_CHECKING:
     from pathlib import Path
 
-EXEC = replace(IDENTITY, exec_id="e1", token="1" * 32, task_token=IDENTITY.token)
+EXEC = replace(
+    IDENTITY,
+    exec_id="e1",
+    token="1" * 32,
+    task_token=IDENTITY.token,
+    unit="sdshim-default-c1:e1.service",
+)
 
 
 def test_records_come_back_tasks_before_their_execs(tmp_path: Path) -> None:
@@ -54,3 +60,18 @@ def test_a_broken_record_is_told_and_left(tmp_path: Path) -> None:
 def test_making_a_folder_twice_is_making_it_once(tmp_path: Path) -> None:
     store = Store(tmp_path / "t")
     assert store.make(IDENTITY) == store.make(IDENTITY)
+
+
+def test_a_record_in_another_tasks_folder_is_broken_and_costs_that_task_nothing(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "t")
+    other = replace(IDENTITY, id="c2", unit="sdshim-default-c2.service", token="2" * 32)
+    for me in (IDENTITY, other):
+        store.make(me)
+        store.write(Record(me))
+    folder = store.folder(other)
+    (folder / "task.json").write_bytes((store.folder(IDENTITY) / "task.json").read_bytes())
+    found = list(store.load())
+    assert Record(IDENTITY) in found
+    assert [entry.folder for entry in found if isinstance(entry, Broken)] == [folder]
