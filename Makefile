@@ -13,6 +13,8 @@ DEMO_HOST ?= booted
 N ?= 20
 HOURS ?= 2
 SEED ?= 1
+TARGET ?= frames
+SECONDS ?= 60
 PYTEST ?= $(PY) -m pytest
 
 help: ## this list
@@ -72,6 +74,11 @@ fault: deps ## kills and restarts of every part under load, counted: minutes (RO
 soak: deps ## hours of mixed load: memory, descriptors, units and files stay what they are (HOURS=2)
 	@$(PY) -m tests.fault.soak --root $(ROOT) --cgroup $(CGROUP) --hours $(HOURS)
 
+fuzz: deps ## fuzz what the daemon reads (TARGET=frames|requests|options|spec|state|bus, SECONDS)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' || \
+		echo 'no atheris for this Python: the inputs will not be guided by coverage'
+	@$(PY) -m tests.fuzz $(TARGET) --seconds $(SECONDS)
+
 emulated: deps ## system tests on an emulated machine whose cgroup v2 has controllers
 	@$(PY) -m tests.emulated
 
@@ -90,4 +97,4 @@ uninstall: ## remove what install put there
 clean: ## the virtual environment and caches of tools (host roots: python -m tests.host --clean)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
-.PHONY: help deps demo lint unit system test bench recovery compare exits races flood fault soak emulated host proto install uninstall clean
+.PHONY: help deps demo lint unit system test bench recovery compare exits races flood points fault soak fuzz emulated host proto install uninstall clean
