@@ -11,6 +11,7 @@ from sdshim.api import control, task
 from sdshim.core import logs, spans
 from sdshim.core.errors import Code, Internal, InvalidArgument, ShimError, Unimplemented
 from sdshim.core.names import TaskKey
+from sdshim.daemon import discretion
 from sdshim.ttrpc.calls import reply_for
 from sdshim.ttrpc.server import CallKind, Reply
 
@@ -75,7 +76,8 @@ class Dispatcher:
                 known = self._node.tasks.get(_key(call, request))  # Delete forgets it
                 with self._described(span, call, request):
                     reply = Reply(0, "", await method.later(self._node, call, request))
-            except Exception as error:
+            except Exception as failure:
+                error = discretion.told(self._node, call.method, request, known, failure)
                 span.fail(error)
                 span.set(spans.RPC_STATUS, _code(error))
                 reply = reply_for(error)

@@ -75,7 +75,7 @@ class Store:
         """
         folder = self.folder(me)
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private(folder)
         except OSError as error:
             raise no_room(folder, error) from error
         self._crash("state.made")
@@ -165,6 +165,15 @@ class Store:
         text = self.text(me, name)
         pid = exitrecord.number(text)
         return pid if pid <= MAX_PID else 0
+
+
+def _make_private(folder: Path) -> None:
+    """Like mkdir(parents=True), whose parents would be everybody's to read."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def read_text(path: Path) -> str:

@@ -75,3 +75,9 @@ def test_a_record_in_another_tasks_folder_is_broken_and_costs_that_task_nothing(
     found = list(store.load())
     assert Record(IDENTITY) in found
     assert [entry.folder for entry in found if isinstance(entry, Broken)] == [folder]
+
+
+def test_every_folder_of_a_task_is_for_root_only(tmp_path: Path) -> None:
+    store = Store(tmp_path / "t")
+    store.make(EXEC)
+    assert {path.stat().st_mode & 0o777 for path in store.root.rglob("*")} == {0o700}
