@@ -55,7 +55,6 @@ recovery: deps ## how soon the daemon is back after a SIGKILL, with 200 containe
 compare: deps ## the same scenarios against io.containerd.runc.v2 and sdshim (ROOT, CGROUP)
 	@$(PY) -m tests.compare --root $(ROOT) --cgroup $(CGROUP)
 
-.PHONY: points
 points: deps ## three deaths in a row at each crash point of each operation (HOSTS)
 	SDSHIM_POINTS=all $(PYTEST) tests/fault/test_points.py -s -rN -k three --hosts $(HOSTS)
 
