@@ -159,6 +159,7 @@ def _quota(quota: int, period: int) -> list[Property]:
     if quota < 0 or period < 0:
         return [("CPUQuotaPerSecUSec", "t", INFINITY)]
     per_second = -(-quota * _SECOND // period)  # rounded up: not tighter than the container
+    per_second = min(per_second, INFINITY)
     return [("CPUQuotaPeriodUSec", "t", period), ("CPUQuotaPerSecUSec", "t", per_second)]
 
 

@@ -26,7 +26,7 @@ class BundleHandler(logging.Handler):
         """Write one record, if there is room."""
         folder = getattr(record, "bundle", "")
         if folder:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # NUL in a path that a client made up
                 _write(f"{folder}/{NAME}", _line(record))
 
 
