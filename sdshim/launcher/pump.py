@@ -164,8 +164,8 @@ class Stream:
         self.limit = limit
         self.fd = fds[0]
         self.client = Client(fds[1]) if len(fds) > 1 else None
-        self.told = 0
-        """Dropped lines that the journal was told of."""
+        self.told = False
+        """Whether the journal was told that lines are dropped."""
         self.owed = -1
         """Bytes until the end, once `finish` has come."""
         self.queued = False
@@ -387,16 +387,19 @@ class Pump:
         limit.suppressed += count
         return False
 
-    def _tell_dropped(self, stream: Stream, *, over: bool = False) -> None:
-        """The first time, and in the end, say what the client was not given."""
+    def _tell_dropped(self, stream: Stream, *, over: bool = False) -> bool:
+        """The first time, and in the end, say what the client was not given; False when journald
+        has no room for that."""
         client = stream.client
         if client is None or not client.bytes or (stream.told and not over):
-            return
+            return True
         text = "the client does not read its FIFO: what it has no room for is dropped for it"
         if over:
             text = f"{client.lines} lines ({client.bytes} bytes) were not given to the client"
         more = f"SDSHIM_DROPPED_LINES={client.lines}\nSDSHIM_DROPPED_BYTES={client.bytes}\n"
-        stream.told += self._notice(stream, f"sdshim: {text}", more)
+        told = self._notice(stream, f"sdshim: {text}", more)
+        stream.told |= told
+        return told
 
     def _notice(self, stream: Stream, text: str, more: str) -> bool:
         entry = f"PRIORITY=4\nMESSAGE={text}\n{more}".encode()
@@ -413,7 +416,9 @@ class Pump:
         if sharing == 1 and not self._tell_suppressed(stream, time.monotonic(), over=True):
             self._stall(stream)
             return
-        self._tell_dropped(stream, over=True)
+        if not self._tell_dropped(stream, over=True):
+            self._stall(stream)
+            return
         self._limits[stream.unit] = stream.limit, sharing - 1
         self._epoll.unregister(stream.fd)
         del self._streams[stream.fd], self._of[stream.fd]
