@@ -80,6 +80,8 @@ async def resume(node: Node, call: Call, task: Task) -> bytes:
             await node.runtime.settled(node.store.folder(task.identity))
         if task.phase is Phase.RUNNING and freezer.frozen(task.identity.cgroup):
             task.see(Seen.PAUSED)  # by somebody else
+        if call.recovered and task.phase is Phase.RUNNING:
+            return b""  # thawed, and told of by `_tell` before this call came to be done again
         if task.phase is not Phase.PAUSED:
             text = RESUME_REFUSED.get(task.phase, f"cannot resume a {task.phase} process")
             raise UnknownError(text)
