@@ -73,8 +73,13 @@ async def hold(node: Node, task: Process) -> None:
     descriptors.demand(0)
     await node.keeper.demand(len(fresh))
     node.crash("streams.opened")
-    # FDPOLL=0: systemd would drop a FIFO whose peer hangs up (units 7).
-    kept = [node.keeper.keep(fd_name(task, s), held.ends[s], poll=False) for s in fresh]
+    # FDPOLL=0: systemd would drop a FIFO whose peer hangs up (units 7). A CloseIO that came while
+    # there was a wait for room has let go of stdin.
+    kept = [
+        node.keeper.keep(fd_name(task, stream), held.ends[stream], poll=False)
+        for stream in fresh
+        if stream in held.ends
+    ]
     for one in kept:
         await one
 
