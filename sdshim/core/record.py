@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from sdshim.core import names
 from sdshim.core.errors import Internal, InvalidArgument
@@ -27,6 +27,9 @@ from sdshim.core.model import (
     RuntimeOptions,
     Stdio,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 VERSION = 1
 DAMAGE = (
@@ -55,41 +58,48 @@ class Record:
     events: tuple[Event, ...] = ()
     replies: dict[CallId, RecordedReply] = field(default_factory=dict)
     unknown: dict[str, Any] = field(default_factory=dict)
-    """Top-level fields of another version, kept as they were."""
+    """Fields of another version, kept as they were, in the objects that they were in; of objects in
+    a list by what names them (`_name`)."""
 
 
 def encode(record: Record) -> bytes:
     """The record as JSON."""
-    document: dict[str, Any] = dict(record.unknown)
-    document.update(
-        version=VERSION,
-        identity=asdict(record.identity),
-        phase=record.life.phase.value,
-        pid=record.life.pid,
-        exit=asdict(record.life.exit) if record.life.exit else None,
-        ooms=record.life.ooms,
-        oom_held=record.life.oom_held,
-        deleting=record.deleting,
-        events=[{**asdict(e), "payload": _text(e.payload)} for e in record.events],
-        replies=[
+    document = _document(record)
+    if record.unknown:
+        _add(document, record.unknown)
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _document(record: Record) -> dict[str, Any]:
+    """What this version knows of it."""
+    return {
+        "version": VERSION,
+        "identity": asdict(record.identity),
+        "phase": record.life.phase.value,
+        "pid": record.life.pid,
+        "exit": asdict(record.life.exit) if record.life.exit else None,
+        "ooms": record.life.ooms,
+        "oom_held": record.life.oom_held,
+        "deleting": record.deleting,
+        "events": [{**asdict(e), "payload": _text(e.payload)} for e in record.events],
+        "replies": [
             {"call": call, "code": r.code, "message": r.message, "payload": _text(r.payload)}
             for call, r in record.replies.items()
         ],
-    )
-    return json.dumps(document, separators=(",", ":")).encode()
+    }
 
 
 def decode(data: bytes) -> Record:
     """The record in `data`. Raises Internal when it is not one."""
     try:
-        return _decode(json.loads(data))
+        document = json.loads(data)
+        known = _decode(document)
+        return replace(known, unknown=_beyond(document, _document(known)))
     except DAMAGE as error:
         raise Internal("state file cannot be read", cause=repr(error)[:500]) from error
 
 
 def _decode(document: dict[str, Any]) -> Record:
-    known = {"version", "identity", "phase", "pid", "exit", "deleting", "events", "replies"}
-    known |= {"ooms", "oom_held"}
     raw = _known(Identity, document["identity"])
     raw["runtime"] = RuntimeOptions(**_known(RuntimeOptions, raw["runtime"]))
     raw["stdio"] = Stdio(**_known(Stdio, raw["stdio"]))
@@ -123,8 +133,50 @@ def _decode(document: dict[str, Any]) -> Record:
             )
             for r in document["replies"]
         },
-        unknown={k: v for k, v in document.items() if k not in known},
     )
+
+
+def _beyond(document: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """What `document` has and `known` has not; empty objects are left out."""
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        if name not in known:
+            found[name] = value
+        elif isinstance(mine := _named(known[name]), dict):
+            inner = _named(value)
+            if isinstance(inner, dict) and (more := _beyond(inner, mine)):
+                found[name] = more
+    return found
+
+
+def _add(document: dict[str, Any], unknown: Mapping[str, Any]) -> None:
+    """Put fields back where they were, as far as the objects are there that had them."""
+    for name, more in unknown.items():
+        inner = _named(document.get(name))
+        if name not in document:
+            document[name] = more
+        elif isinstance(inner, dict) and isinstance(more, dict):
+            if isinstance(document[name], dict):
+                _add(inner, more)
+                continue
+            for key in inner.keys() & more.keys():
+                _add(inner[key], more[key])
+
+
+def _named(value: Any) -> Any:
+    """A list of objects as a dict of the same objects; all else as it is."""
+    if isinstance(value, list | tuple) and all(isinstance(item, dict) for item in value):
+        return {_name(item, at): item for at, item in enumerate(value)}
+    return value
+
+
+def _name(item: dict[str, Any], at: int) -> str:
+    """An event's number, a reply's call, the place in the list of another."""
+    if "seq" in item:
+        return f"seq {item['seq']}"
+    if "call" in item:
+        return f"call {[*item['call']]}"
+    return str(at)
 
 
 def _check(me: Identity) -> None:

@@ -74,6 +74,7 @@ class Mailbox:
         self._wake = asyncio.Event()
         self._doubt: tuple[int, int] | None = None
         self._sending: tuple[int, int] = (0, 0)
+        self._unknown: dict[str, object] = {}  # fields of another version, kept as they were
 
     def load(self) -> None:
         """Take over what an earlier daemon wrote."""
@@ -83,10 +84,11 @@ class Mailbox:
             if document["sending"] > self.acked:
                 self._doubt = (int(document["sending"]), int(document["stream"]))
             self._sending = (int(document["sending"]), int(document["stream"]))
+            self._unknown = {k: v for k, v in document.items() if k not in self._document()}
         except FileNotFoundError:
             return
         except DAMAGE as error:
-            log.error("outbox file %s cannot be read: %r", self._path, error)
+            _set_aside(self._path, error)
 
     @property
     def last_sent(self) -> int:
@@ -188,17 +190,22 @@ class Mailbox:
 
     def _write(self, *, sending: int, stream: int) -> None:
         self._sending = (sending, stream)
-        document = {
+        document = self._unknown | self._document()
+        try:
+            self._reserve.replace(self._path, json.dumps(document).encode())
+        except ShimError as error:
+            log.error("outbox: %s", error)
+
+    def _document(self) -> dict[str, object]:
+        """What this version knows of the file."""
+        sending, stream = self._sending
+        return {
             "version": 1,
             "address": self.address,
             "acked": self.acked,
             "sending": sending,
             "stream": stream,
         }
-        try:
-            self._reserve.replace(self._path, json.dumps(document).encode())
-        except ShimError as error:
-            log.error("outbox: %s", error)
 
     async def _dial(self) -> Client:
         try:
@@ -253,6 +260,16 @@ def _forward(letter: Letter) -> pb.ForwardRequest:
     return request
 
 
+def _set_aside(path: Path, error: Exception) -> None:
+    """An outbox file that is none, or of a version too far away: not overwritten."""
+    aside = path.with_name(path.name + ".unreadable")
+    log.error("outbox file %s cannot be read, moved to %s: %r", path, aside, error)
+    try:
+        path.replace(aside)
+    except OSError as failed:
+        log.error("outbox file %s cannot be moved: %s", path, failed)
+
+
 def _path(address: str) -> str:
     """Socket path of an address as containerd gives it (plain, or with `unix://`)."""
     return address.removeprefix("unix://")
@@ -296,8 +313,11 @@ class Publisher:
         for path in sorted(self._folder.glob("*.json")):
             try:
                 address = str(json.loads(path.read_bytes())["address"])
-            except (OSError, *DAMAGE) as error:
+            except OSError as error:
                 log.error("outbox file %s cannot be read: %r", path, error)
+                continue
+            except DAMAGE as error:
+                _set_aside(path, error)
                 continue
             box = self._box(address)
             if box.fd_name in fds:

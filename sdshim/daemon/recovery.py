@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from sdshim.core import names
@@ -21,6 +22,7 @@ from sdshim.daemon import (
     loggers,
     output,
     pause,
+    publisher,
     readiness,
     streams,
     terminals,
@@ -40,18 +42,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STRANGE = 64
+"""Descriptors that are not understood and stay in the fd store all the same."""
 Kept = list[tuple[str, int]]
 """Descriptors from systemd's fd store, by name."""
 
 
 async def take_over(node: Node, kept: Kept, open_calls: Collection[CallId]) -> Kept:
     """Rebuild the node's tasks. `kept` are the descriptors that systemd kept, by name; returned are
-    those that belong to no task and no mailbox. `open_calls` still wait for a reply."""
+    those that belong to no task and no mailbox. `open_calls` still wait for a reply.
+
+    What another version may know stays in the store, and is closed here.
+    """
     rest = node.publisher.load(kept)
     tasks: dict[str, Process] = {}
+    broken = set()
     for entry in node.store.load():
         if isinstance(entry, Broken):
             log.error("%s: %s; left as it is, see sdshim doctor", entry.folder, entry.error)
+            broken.add(entry.folder.name)
             continue
         replies = {c: r for c, r in entry.replies.items() if c in open_calls}
         found = _process(node, dataclasses.replace(entry, replies=replies), tasks)
@@ -61,7 +70,7 @@ async def take_over(node: Node, kept: Kept, open_calls: Collection[CallId]) -> K
         ((e, t) for t in tasks.values() for e in t.record.events), key=lambda pair: pair[0].seq
     ):
         node.publisher.publish(task, event)
-    rest = _take_streams(tasks, rest)
+    rest = leave_strange(_take_streams(tasks, rest), broken)
     await asyncio.gather(*(_adopt(node, task) for task in tasks.values()))
     return rest
 
@@ -101,6 +110,23 @@ def _take_streams(
             rest.append((name, fd))
         else:
             streams.take(task, stream, fd)
+    return rest
+
+
+def leave_strange(kept: Kept, broken: Collection[str]) -> Kept:
+    """Leave in the store what another version may know, and close our copies: names of no form of
+    ours, and the ends of records that cannot be read (`broken`: their tokens). Returns the rest."""
+    rest: Kept = []
+    left: list[str] = []
+    for name, fd in kept:
+        ours = name.startswith((streams.FD_PREFIX, publisher.FD_PREFIX))
+        if (ours and streams.parse(name)[0] not in broken) or len(left) == STRANGE:
+            rest.append((name, fd))
+            continue
+        left.append(name)
+        os.close(fd)
+    if left:
+        log.warning("left in the fd store for the version that knows them: %s", ", ".join(left))
     return rest
 
 

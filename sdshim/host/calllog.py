@@ -14,6 +14,11 @@ A full disk stops nothing at once: records go where room was reserved before, be
 file, and when that is used up compaction goes into a spare file which has as much. So calls are
 taken and answered as ever (what they want to make will find no room). Only when not even that helps
 does `received` raise ResourceExhausted: what is left is for the records that end work.
+
+A log of another version is read whatever its number (docs/recovery.md, Upgrades): the frame and the
+key of a record never change, fields are only added at its end, and records of an unknown kind are
+kept as they are until the call or the connection they name is over (at most STRANGE of those that
+name none that is open).
 """
 
 from __future__ import annotations
@@ -23,17 +28,21 @@ import errno
 import logging
 import os
 import struct
-import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sdshim.core.errors import ResourceExhausted
+from sdshim.host import callrecords as records
 from sdshim.host import reserve
+from sdshim.host.callrecords import MAGIC
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-MAGIC = b"sdshim call log 1\n"
+    from sdshim.host.callrecords import Key, OpenCall
+
+STRANGE = 64
+"""Records of an unknown kind that are kept though they name no open call; the newest stay."""
 LIMIT = 4 << 20
 AHEAD = 64 << 10
 """Bytes of room reserved at a time, and in the spare file: some 200 calls from begin to end."""
@@ -41,36 +50,7 @@ _ENDING = 4 << 10
 _ENDING_EACH = 128
 """Bytes kept for the records that end work: for errors' texts, and for each open call."""
 
-_FRAME = struct.Struct("<II")  # length of the body, its CRC-32
-_KEY = struct.Struct("<BQI")  # kind, connection, stream
-_FACTS = struct.Struct("<ddI16s")  # received, deadline (NaN: none), peer's pid, token
-_SIZE = struct.Struct("<I")
-_CODE = struct.Struct("<i")
-_OPENED, _RECEIVED, _DONE, _EXPIRED, _SENT, _CLOSED, _BEGUN = range(1, 8)
-_NO_TOKEN = bytes(16)
-_SERIALS = 1 << 62
 _LOG = logging.getLogger(__name__)
-
-Key = tuple[int, int]
-
-
-class OpenCall(NamedTuple):
-    """An open call as it stands in the log."""
-
-    key: Key
-    service: str
-    method: str
-    payload: bytes
-    metadata: Mapping[str, tuple[str, ...]]
-    namespace: str
-    peer_pid: int
-    token: bytes
-    received: float
-    deadline: float | None
-    expired: bool = False
-    begun: bool = False
-    reply: tuple[int, str, bytes] | None = None
-    note: bytes = b""
 
 
 class CallLog:
@@ -95,6 +75,10 @@ class CallLog:
         self._last: dict[int, int] = {}  # open connection → last stream received
         self._names: dict[int, str] = {}  # open connection → namespace
         self._open: dict[Key, list[tuple[int, int]]] = {}  # → its records: offset and length
+        self._strange: list[tuple[Key, tuple[int, int]]] = []  # of unknown kinds, no open call's
+        self.lost = False
+        """Calls were open that cannot be told any more: the log that knew them was unreadable.
+        Stands in the log until `settled`."""
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._size = self._load()
         self._room = _room(self._fd)  # the offset up to which nothing can fail
@@ -111,7 +95,7 @@ class CallLog:
         """Note a connection; the log knows its serial from now on, even when it has closed."""
         if conn in self._last:
             return
-        self._append(_opened(conn, 0, namespace))
+        self._append(records.opened(conn, 0, namespace))
         self._note_open(conn, 0, namespace)
 
     def received(
@@ -132,13 +116,13 @@ class CallLog:
         pairs = [text for name, values in metadata.items() for v in values for text in (name, v)]
         body = b"".join(
             (
-                _KEY.pack(_RECEIVED, *key),
-                _FACTS.pack(
+                records.KEY.pack(records.RECEIVED, *key),
+                records.FACTS.pack(
                     received, float("nan") if deadline is None else deadline, peer_pid, token
                 ),
-                *(_sized(text.encode()) for text in (service, method, namespace)),
-                _sized(payload),
-                *(_sized(text.encode()) for text in pairs),
+                *(records.sized(text.encode()) for text in (service, method, namespace)),
+                records.sized(payload),
+                *(records.sized(text.encode()) for text in pairs),
             )
         )
         try:
@@ -153,33 +137,40 @@ class CallLog:
         code, message, payload = reply
         body = b"".join(
             (
-                _KEY.pack(_DONE, *key),
-                _CODE.pack(code),
-                *map(_sized, (message.encode("utf-8", "backslashreplace"), payload, note)),
+                records.KEY.pack(records.DONE, *key),
+                records.CODE.pack(code),
+                *map(records.sized, (message.encode("utf-8", "backslashreplace"), payload, note)),
             )
         )
         self._about(key, body)
 
     def begun(self, key: Key) -> None:
         """Note that what may not be done twice is about to be done."""
-        self._about(key, _KEY.pack(_BEGUN, *key))
+        self._about(key, records.KEY.pack(records.BEGUN, *key))
 
     def expired(self, key: Key) -> None:
         """The caller has been told that its deadline passed; the call stays open."""
-        self._about(key, _KEY.pack(_EXPIRED, *key))
+        self._about(key, records.KEY.pack(records.EXPIRED, *key))
 
     def sent(self, key: Key) -> None:
         """The call is over."""
         if self._open.pop(key, None) is not None:
-            self._append(_KEY.pack(_SENT, *key))
+            self._append(records.KEY.pack(records.SENT, *key))
             self._compact_if_due()
 
     def closed(self, conn: int) -> None:
         """The connection is over; its open calls are not."""
         if self._last.pop(conn, None) is not None:
             self._names.pop(conn, None)
-            self._append(_KEY.pack(_CLOSED, conn, 0))
+            self._append(records.KEY.pack(records.CLOSED, conn, 0))
+            self._forget_strange(conn)
             self._compact_if_due()
+
+    def settled(self) -> None:
+        """Nobody waits any more for a call that is lost."""
+        if self.lost:
+            self.lost = False
+            self._append(records.lost(True))
 
     def last_stream(self, conn: int) -> int:
         """The last stream received on a connection, 0 if none."""
@@ -192,15 +183,15 @@ class CallLog:
     def open_calls(self) -> list[OpenCall]:
         """All open calls, in the order in which they were received.
 
-        One whose records cannot be read is given up, with a line in the journal.
+        One whose records cannot be read comes with an error as its reply: its caller must not wait.
         """
         found = []
-        for key, records in list(self._open.items()):
+        for key, places in self._open.items():
             try:
-                found.append(self._read_call(records))
+                found.append(self._read_call(places))
             except (ValueError, struct.error) as error:
                 _LOG.error("call log: call %d/%d cannot be read: %r", *key, error)
-                del self._open[key]
+                found.append(records.unreadable(key))
         return found
 
     def close(self) -> None:
@@ -211,7 +202,7 @@ class CallLog:
 
     def compact(self) -> bool:
         """Rewrite the log with what is still of use; False when there is no room to do so."""
-        blob, moved = self._live()
+        blob, moved, strange = self._live()
         fd = self._open_spare()
         try:
             if fd < 0 or self._write(fd, blob) != len(blob):
@@ -224,7 +215,7 @@ class CallLog:
             self._compact_at = self._size + self._limit
             return False
         os.close(self._fd)
-        self._fd, self._size, self._open = fd, len(blob), moved
+        self._fd, self._size, self._open, self._strange = fd, len(blob), moved, strange
         self._room = _room(fd)
         self._base = len(blob)
         self._compact_at = max(self._limit, 2 * len(blob))
@@ -247,81 +238,117 @@ class CallLog:
                 self._set_aside(fd, 0, self._ahead)
         return fd
 
-    def _live(self) -> tuple[bytes, dict[Key, list[tuple[int, int]]]]:
-        """The contents of a compacted log, and where the open calls' records lie in it."""
-        parts = [MAGIC, _record(_opened(self._serial, 0, "")), _record(_closed(self._serial))]
+    def _live(
+        self,
+    ) -> tuple[bytes, dict[Key, list[tuple[int, int]]], list[tuple[Key, tuple[int, int]]]]:
+        """The contents of a compacted log, and where the open calls' records lie in it, and those
+        of unknown kinds."""
+        parts = [
+            MAGIC,
+            records.record(records.opened(self._serial, 0, "")),
+            records.record(records.closed(self._serial)),
+        ]
+        if self.lost:
+            parts.append(records.record(records.lost(False)))
         size = sum(map(len, parts))
         moved: dict[Key, list[tuple[int, int]]] = {}
-        for key, records in self._open.items():
+        for key, places in self._open.items():
             moved[key] = []
-            for offset, length in records:
+            for offset, length in places:
                 parts.append(os.pread(self._fd, length, offset))
                 moved[key].append((size, length))
                 size += length
         for conn, last in self._last.items():
-            parts.append(_record(_opened(conn, last, self._names.get(conn, ""))))
-        return b"".join(parts), moved
+            part = records.record(records.opened(conn, last, self._names.get(conn, "")))
+            parts.append(part)
+            size += len(part)
+        strange = []
+        for key, (offset, length) in self._strange:
+            parts.append(os.pread(self._fd, length, offset))
+            strange.append((key, (size, length)))
+            size += length
+        return b"".join(parts), moved, strange
 
     def _load(self) -> int:
         """Read the file, cut a torn end off, and return its length."""
         data = self._path.read_bytes()
-        if not data.startswith(MAGIC):
-            if data:
-                if not MAGIC.startswith(data):
-                    aside = self._path.with_name(self._path.name + ".unreadable")
-                    aside.write_bytes(data)
-                    _LOG.error("call log: unknown format, moved to %s", aside)
-                os.ftruncate(self._fd, 0)
-            os.write(self._fd, MAGIC)
-            return len(MAGIC)
-        at = len(MAGIC)
-        for body, end in _records(data, at):
+        header = records.HEADER.match(data)
+        if header is None:
+            return self._begin_anew(data)
+        at = start = header.end()
+        for body, end in records.split(data, at):
             self._replay(body, at, end - at)
             at = end
+        if header[0] != MAGIC:
+            said = header[0].decode(errors="replace").strip()
+            _LOG.warning("call log: of another version, read as far as known: %s", said)
+            if at == start < len(data):  # nothing of it is a record
+                return self._begin_anew(data)
         if at < len(data):
             _LOG.warning("call log: %d bytes of a torn record dropped", len(data) - at)
             os.ftruncate(self._fd, at)
         return at
 
+    def _begin_anew(self, data: bytes) -> int:
+        """In place of an unreadable log, or of none: whoever is connected may have had calls."""
+        self.lost = True
+        if data and not MAGIC.startswith(data):
+            aside = self._path.with_name(self._path.name + ".unreadable")
+            try:
+                aside.write_bytes(data)
+                _LOG.error("call log: unknown format, moved to %s", aside)
+            except OSError as error:
+                _LOG.error("call log: unknown format, lost: %s", error)
+        os.ftruncate(self._fd, 0)
+        return os.write(self._fd, MAGIC + records.record(records.lost(False)))
+
     def _replay(self, body: bytes, offset: int, length: int) -> None:
-        kind, conn, stream = _KEY.unpack_from(body)
-        if conn >= _SERIALS:  # no serial of ours, and none could follow it
+        kind, conn, stream = records.KEY.unpack_from(body)
+        if conn >= records.SERIALS:  # no serial of ours, and none could follow it
             _LOG.error("call log: a record of connection %d is not ours", conn)
             return
         key = (conn, stream)
-        self._serial = max(self._serial, conn)
-        if kind == _OPENED:
-            self._note_open(conn, stream, body[_KEY.size :].decode(errors="replace"))
-        elif kind == _RECEIVED:
+        highest, self._serial = self._serial, max(self._serial, conn)
+        if kind == records.OPENED:
+            self._note_open(conn, stream, body[records.KEY.size :].decode(errors="replace"))
+        elif kind == records.RECEIVED:
             self._open[key] = [(offset, length)]
             self._last[conn] = stream
-        elif kind in (_DONE, _EXPIRED, _BEGUN):
+        elif kind in (records.DONE, records.EXPIRED, records.BEGUN):
             if key in self._open:
                 self._open[key].append((offset, length))
-        elif kind == _SENT:
+        elif kind == records.SENT:
             self._open.pop(key, None)
-        elif kind == _CLOSED:
+        elif kind == records.CLOSED:
             self._last.pop(conn, None)
             self._names.pop(conn, None)
+            self._forget_strange(conn)
+        elif kind == records.LOST:
+            self.lost = not stream
+        elif key in self._open:
+            self._open[key].append((offset, length))
+        elif not self._is_over(conn, stream, highest):
+            self._strange = [*self._strange[1 - STRANGE :], (key, (offset, length))]
+
+    def _is_over(self, conn: int, stream: int, highest: int) -> bool:
+        """Whether a call or connection that is not open was, by the highest serial before."""
+        if conn in self._last:
+            return 0 < stream <= self._last[conn]
+        return 0 < conn <= highest
+
+    def _forget_strange(self, conn: int) -> None:
+        if self._strange:
+            self._strange = [entry for entry in self._strange if entry[0][0] != conn]
 
     def _note_open(self, conn: int, stream: int, namespace: str) -> None:
         self._serial = max(self._serial, conn)
         self._last[conn] = stream
         self._names[conn] = namespace
 
-    def _read_call(self, records: list[tuple[int, int]]) -> OpenCall:
-        bodies = [os.pread(self._fd, size, at)[_FRAME.size :] for at, size in records]
-        call = _decode_received(bodies[0])
-        for body in bodies[1:]:
-            if body[0] == _EXPIRED:
-                call = call._replace(expired=True)
-            elif body[0] == _BEGUN:
-                call = call._replace(begun=True)
-            else:
-                (code,) = _CODE.unpack_from(body, _KEY.size)
-                message, payload, note = _texts(body, _KEY.size + _CODE.size)
-                call = call._replace(reply=(code, message.decode(), payload), note=note)
-        return call
+    def _read_call(self, found: list[tuple[int, int]]) -> OpenCall:
+        return records.decode(
+            [os.pread(self._fd, size, at)[records.FRAME.size :] for at, size in found]
+        )
 
     def _about(self, key: Key, body: bytes) -> None:
         """Append a record that belongs to an open call."""
@@ -336,7 +363,7 @@ class CallLog:
         Without room an essential record is lost with a line in the journal: the work itself must
         not stop for it.
         """
-        record = _record(body)
+        record = records.record(body)
         need = len(record)
         if not essential:
             need += _ENDING + _ENDING_EACH * len(self._open)
@@ -386,59 +413,3 @@ def _room(fd: int) -> int:
     """Up to which offset a file has its room already."""
     facts = os.fstat(fd)
     return max(facts.st_size, facts.st_blocks * 512)
-
-
-def _record(body: bytes) -> bytes:
-    return _FRAME.pack(len(body), zlib.crc32(body)) + body
-
-
-def _records(data: bytes, at: int) -> Iterator[tuple[bytes, int]]:
-    """Each whole record and where it ends; stops at the first that is not."""
-    while at + _FRAME.size <= len(data):
-        size, crc = _FRAME.unpack_from(data, at)
-        end = at + _FRAME.size + size
-        body = data[at + _FRAME.size : end]
-        if size < _KEY.size or end > len(data) or zlib.crc32(body) != crc:
-            return
-        yield body, end
-        at = end
-
-
-def _opened(conn: int, stream: int, namespace: str) -> bytes:
-    return _KEY.pack(_OPENED, conn, stream) + namespace.encode()
-
-
-def _closed(conn: int) -> bytes:
-    return _KEY.pack(_CLOSED, conn, 0)
-
-
-def _sized(data: bytes) -> bytes:
-    return _SIZE.pack(len(data)) + data
-
-
-def _texts(body: bytes, at: int) -> Iterable[bytes]:
-    while at < len(body):
-        (size,) = _SIZE.unpack_from(body, at)
-        at += _SIZE.size + size
-        yield body[at - size : at]
-
-
-def _decode_received(body: bytes) -> OpenCall:
-    _, conn, stream = _KEY.unpack_from(body)
-    received, deadline, peer_pid, token = _FACTS.unpack_from(body, _KEY.size)
-    service, method, namespace, payload, *pairs = _texts(body, _KEY.size + _FACTS.size)
-    metadata: dict[str, list[str]] = {}
-    for name, value in zip(pairs[::2], pairs[1::2], strict=True):
-        metadata.setdefault(name.decode(), []).append(value.decode())
-    return OpenCall(
-        key=(conn, stream),
-        service=service.decode(),
-        method=method.decode(),
-        payload=payload,
-        metadata={name: tuple(values) for name, values in metadata.items()},
-        namespace=namespace.decode(),
-        peer_pid=peer_pid,
-        token=token if token != _NO_TOKEN else b"",
-        received=received,
-        deadline=None if deadline != deadline else deadline,
-    )

@@ -85,6 +85,13 @@ class OpenCall(Protocol):
 class CallLog(Protocol):
     """Remembers calls across the death of the process."""
 
+    @property
+    def lost(self) -> bool:
+        """Calls of earlier processes were open that nobody can tell any more."""
+
+    def settled(self) -> None:
+        """The connections of lost calls have been ended."""
+
     def next_serial(self) -> int:
         """A connection serial never given before."""
 

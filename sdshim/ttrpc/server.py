@@ -150,6 +150,10 @@ class Server:
         for serial in self._log.connections():
             if serial not in self._connections:
                 self._log.closed(serial)
+        if self._log.lost:  # its peers would wait for ever: ended, they clean up
+            for conn in list(self._connections.values()):
+                self.end(conn, "its open calls are unknown, the call log was unreadable")
+            self._log.settled()
         for conn in self._connections.values():
             self._reader.start(conn)
         for entry in self._log.open_calls():

@@ -22,7 +22,8 @@ from sdshim.core.model import Event
 from sdshim.core.record import Record
 from sdshim.daemon import recovery, streams
 from sdshim.daemon.publisher import Publisher
-from sdshim.host.calllog import MAGIC, CallLog
+from sdshim.host.calllog import CallLog
+from sdshim.host.callrecords import MAGIC
 from sdshim.host.store import Store
 from sdshim.launcher import cleanup
 from sdshim.systemd.fdstore import FdStore

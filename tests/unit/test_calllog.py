@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sdshim.core.errors import ResourceExhausted
 from sdshim.host import reserve
-from sdshim.host.calllog import AHEAD, MAGIC, CallLog
+from sdshim.host.calllog import AHEAD, STRANGE, CallLog
+from sdshim.host.callrecords import MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -337,4 +340,122 @@ def test_another_fault_of_the_file_is_not_hidden(path: Path) -> None:
     log._write = broken
     with pytest.raises(ResourceExhausted, match="broken"):
         receive(log, 1, 3)
+    log.close()
+
+
+# --- logs of other versions
+
+
+def written_by_another(path: Path, kind: int, conn: int, stream: int, rest: bytes = b"") -> bytes:
+    """Append a record as another version would; returns it."""
+    body = struct.pack("<BQI", kind, conn, stream) + rest
+    record = struct.pack("<II", len(body), zlib.crc32(body)) + body
+    with path.open("ab") as file:
+        file.write(record)
+    return record
+
+
+def renumber(path: Path, header: bytes) -> None:
+    path.write_bytes(header + path.read_bytes().removeprefix(MAGIC))
+
+
+@pytest.mark.parametrize("version", [b"2", b"1.1", b"12.4 beta"])
+def test_a_log_of_another_version_number_loses_no_call(
+    log: CallLog, path: Path, version: bytes
+) -> None:
+    log.settled()
+    log.opened(1, "ns")
+    receive(log, 1, 1)
+    log.close()
+    renumber(path, b"sdshim call log " + version + b"\n")
+    log = CallLog(path)
+    assert [call.key for call in log.open_calls()] == [(1, 1)]
+    assert (log.connections(), log.lost) == ([1], False)
+    assert path.read_bytes().startswith(MAGIC)
+    log.close()
+
+
+def test_a_record_of_an_unknown_kind_stays_until_its_call_is_over(log: CallLog, path: Path) -> None:
+    log.opened(1, "ns")
+    receive(log, 1, 1)
+    log.close()
+    record = written_by_another(path, 99, 1, 1, b"novelty")
+    for _ in range(3):
+        log = CallLog(path)
+        (call,) = log.open_calls()
+        assert (call.key, call.reply) == ((1, 1), None)
+        assert path.read_bytes().count(record) == 1
+        log.close()
+    log = CallLog(path)
+    log.sent((1, 1))
+    log.compact()
+    assert record not in path.read_bytes()
+    log.close()
+    late = written_by_another(path, 99, 1, 1, b"of a call that is over")
+    CallLog(path).close()
+    assert late not in path.read_bytes()
+
+
+def test_unknown_kinds_that_name_no_call_stay_with_their_connection_and_few_for_ever(
+    log: CallLog, path: Path
+) -> None:
+    log.opened(1, "ns")
+    log.close()
+    records = [written_by_another(path, 99, 0, 0, bytes([n])) for n in range(STRANGE)]
+    records.append(written_by_another(path, 99, 1, 0, b"of the connection"))
+    for _ in range(2):
+        log = again(log, path)
+        log.compact()
+        data = path.read_bytes()
+        assert [record for record in records if record not in data] == records[:1]
+    log.closed(1)
+    log.compact()
+    assert records[-1] not in path.read_bytes()
+    assert records[-2] in path.read_bytes()
+    log.close()
+
+
+def test_further_fields_of_an_answer_are_kept_and_do_not_disturb(log: CallLog, path: Path) -> None:
+    log.opened(1, "ns")
+    receive(log, 1, 1)
+    log.close()
+    texts = b"".join(struct.pack("<I", len(t)) + t for t in (b"no", b"data", b"note", b"novelty"))
+    record = written_by_another(path, 3, 1, 1, struct.pack("<i", 5) + texts)
+    log = CallLog(path)
+    (call,) = log.open_calls()
+    assert (call.reply, call.note) == ((5, "no", b"data"), b"note")
+    assert record in path.read_bytes()
+    log.close()
+
+
+@pytest.mark.parametrize("kind", [2, 3])
+def test_a_call_whose_records_say_too_little_comes_with_an_error_to_answer(
+    log: CallLog, path: Path, kind: int
+) -> None:
+    log.opened(1, "ns")
+    receive(log, 1, 1)
+    log.close()
+    written_by_another(path, kind, 1, 1, b"x")
+    log = CallLog(path)
+    (call,) = log.open_calls()
+    assert call.key == (1, 1)
+    assert call.reply is not None
+    assert call.reply[0] == 13
+    log.sent(call.key)
+    assert not log.open_calls()
+    log.close()
+
+
+@pytest.mark.parametrize("header", [b"sdshim call log 2\n", b"something else\n"])
+def test_a_log_that_cannot_be_read_says_that_calls_are_lost(path: Path, header: bytes) -> None:
+    path.write_bytes(header + b"{not a record of any kind that is known here}")
+    log = CallLog(path)
+    assert log.lost
+    assert path.with_name("calls.unreadable").read_bytes().startswith(header)
+    log = again(log, path)
+    assert log.lost  # the process before may have died before it did something about it
+    log.settled()
+    for _ in range(2):
+        log = again(log, path)
+        assert not log.lost
     log.close()

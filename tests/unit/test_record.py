@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -54,11 +55,20 @@ def test_fields_of_a_newer_version_are_kept_and_do_not_disturb() -> None:
     document["version"] = 99
     document["new_thing"] = {"a": 1}
     document["identity"]["new_field"] = True
-    document["events"][0]["new_field"] = 1
+    for inner in ("runtime", "stdio", "log"):
+        document["identity"][inner]["new_field"] = [inner]
+    document["identity"]["rootfs"][0]["new_field"] = 2
+    for name in ("events", "replies"):
+        document[name][0]["new_field"] = 1
     document["exit"]["new_field"] = 1
     back = record.decode(json.dumps(document).encode())
-    assert back.identity == IDENTITY
-    assert json.loads(record.encode(back))["new_thing"] == {"a": 1}
+    assert replace(back, unknown={}) == RECORD
+    assert json.loads(record.encode(back)) == document | {"version": record.VERSION}
+    later = replace(back, events=(), replies={}, life=Life(Phase.RUNNING, 42))
+    written = json.loads(record.encode(later))
+    assert (written["events"], written["replies"], written["exit"]) == ([], [], None)
+    assert written["identity"] == document["identity"]
+    assert written["new_thing"] == {"a": 1}
 
 
 def test_a_record_of_a_version_that_counted_no_oom_kills_can_be_read() -> None:

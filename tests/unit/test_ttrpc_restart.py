@@ -282,3 +282,29 @@ def test_an_incomplete_set_of_spool_descriptors_is_an_unused_one() -> None:
     read, write, file = Spool.create(parse_header(frame)).fds
     os.close(write)
     assert Spool.adopt([file, read]) is None
+
+
+@aio
+async def test_connections_whose_log_is_unreadable_are_ended_by_the_next_server_that_resumes() -> (
+    None
+):
+    async with house() as here:
+        sock = here.connect()
+        await send(sock, request(1, "Create"))
+        await here.call_arrived()
+        here.stop()
+        (here.directory / "calls").write_bytes(b"of quite another program\n")
+        await here.start()
+        here.stop()  # dies before it could do anything
+        await here.start()
+        here.server.resume()
+        assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+        assert "conn.1" not in here.keeper.held
+        other = here.connect()
+        await send(other, request(1, "Create"))
+        await here.call_arrived()
+        here.stop()
+        await here.start()
+        here.server.resume()
+        here.server.reply((await here.call_arrived()).key, ok(b"x"))
+        assert (await receive(other))[1].payload == b"x"

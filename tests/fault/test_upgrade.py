@@ -1,0 +1,145 @@
+"""A newer version was here: its files have another version number and fields unknown here."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sdshim.core.errors import Internal
+from sdshim.pb import task_v2_pb2 as pb
+from tests.system.conftest import rig
+from tests.system.taskclient import dead_daemon, eventually, exec_spec, no_traceback
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.host import Host
+    from tests.system.taskclient import Rig
+
+__all__ = ["rig"]
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.fault,
+    pytest.mark.timeout(60),
+    pytest.mark.roots("self", "forky"),
+    pytest.mark.cgroup("v2"),
+]
+
+HEADER = b"sdshim call log 1\n"
+NEWER = b"sdshim call log 2.7\n"
+NOVELTY = {"of": ["a", "newer", "version"]}
+UNKNOWN_KIND = 99
+RUNNING, STOPPED = 2, 3
+
+
+def _frame(body: bytes) -> bytes:
+    return struct.pack("<II", len(body), zlib.crc32(body)) + body
+
+
+def _renew_calls(path: Path) -> list[bytes]:
+    """Give the log another version, and each call a record of an unknown kind, which are returned:
+    only those of open calls shall stay. The last call but one is answered, with one field more than
+    we know, and the answer to the last one is in a form that we cannot read."""
+    data = path.read_bytes().removeprefix(HEADER)
+    at = 0
+    added: list[bytes] = []
+    received = []
+    while at < len(data):
+        (size,) = struct.unpack_from("<I", data, at)
+        kind, conn, stream = struct.unpack_from("<BQI", data, at + 8)
+        if kind == 2:  # received
+            added.append(_frame(struct.pack("<BQI", UNKNOWN_KIND, conn, stream) + b"novelty"))
+            received.append((conn, stream))
+        at += 8 + size
+    reply = pb.WaitResponse(exit_status=42).SerializeToString()
+    fields = b"".join(struct.pack("<I", len(t)) + t for t in (b"", reply, b"", b"novelty"))
+    done = struct.pack("<BQI", 3, *received[-2]) + struct.pack("<i", 0) + fields
+    odd = struct.pack("<BQI", 3, *received[-1]) + b"?"
+    path.write_bytes(NEWER + data + b"".join(added) + _frame(done) + _frame(odd))
+    return added
+
+
+def _renew(path: Path) -> None:
+    document = json.loads(path.read_bytes())
+    document |= {"version": 99, "novelty": NOVELTY}
+    if "identity" in document:
+        for part in (document["identity"], document["identity"]["runtime"]):
+            part["novelty"] = NOVELTY
+    path.write_text(json.dumps(document))
+
+
+def _novelties(path: Path) -> list[Any]:
+    document = json.loads(path.read_bytes())
+    assert document["version"] == 1
+    parts = [document]
+    if "identity" in document:
+        parts += [document["identity"], document["identity"]["runtime"]]
+    return [part.get("novelty") for part in parts]
+
+
+def test_this_version_takes_over_from_a_newer_one(rig: Rig, host: Host) -> None:
+    rig.running("box", "sleep", "1000")
+    rig.call("Exec", id="box", exec_id="x", spec=exec_spec("sleep", "1000"))
+    rig.call("Start", id="box", exec_id="x")
+    rig.events.until("box", "exec-started")
+    ends = {who: rig.begin("Wait", id="box", exec_id=who) for who in ("", "x")}
+    answered, unreadable = (rig.begin("Wait", id="box") for _ in range(2))
+    pid = rig.call("State", id="box").pid  # all four are in the log
+    run = host.path("/run/sdshim")
+    records = [
+        *run.glob("t/default/box/*/task.json"),
+        *run.glob("t/default/box/*/x/x/*/task.json"),
+    ]
+    assert len(records) == 2
+    boxes = list(run.glob("e/*.json"))
+    calls = run / "calls"
+    with no_traceback(host):
+        with dead_daemon(host):
+            for path in (*records, *boxes):
+                _renew(path)
+            added = _renew_calls(calls)
+        state = rig.call("State", id="box")
+        assert (state.pid, state.status) == (pid, RUNNING)
+        assert answered.result(15).exit_status == 42
+        with pytest.raises(Internal, match="call log is unreadable"):
+            unreadable.result(15)
+        data = calls.read_bytes()
+        assert data.startswith(HEADER)
+        assert all(record in data for record in added[-4:-2])  # of the two Waits
+        assert not any(record in data for record in added[:-4])
+        assert not any(end.done() for end in ends.values())
+        for who in ("x", ""):
+            rig.call("Kill", id="box", exec_id=who, signal=9)
+            assert ends[who].result(15).exit_status == 137
+            assert rig.call("State", id="box", exec_id=who).status == STOPPED
+        rig.events.until("box", "exit")
+        for path in records:
+            assert _novelties(path) == [NOVELTY] * 3
+        mine = [path for path in boxes if "taskclient" in path.read_text()]
+        eventually(lambda: len(mine) == 1 and _novelties(mine[0]) == [NOVELTY], "written again")
+        rig.call("Delete", id="box", exec_id="x")
+        assert rig.call("Delete", id="box").exit_status == 137
+        rig.events.until("box", "delete")
+
+
+def test_connections_whose_calls_nobody_can_know_are_ended(rig: Rig, host: Host) -> None:
+    """containerd would wait for ever; so it gives its tasks up, and `delete` removes them."""
+    bundle = rig.running("box", "sleep", "1000")
+    end = rig.begin("Wait", id="box")
+    rig.call("State", id="box")
+    log = host.path("/run/sdshim/calls")
+    with no_traceback(host):
+        with dead_daemon(host):
+            log.write_bytes(b"the call log of quite another program\n")
+        with pytest.raises(Exception, match="closed"):
+            end.result(15)
+        said = host.run(["journalctl", "-u", "sdshim", "-o", "cat"]).stdout
+        assert "call log was unreadable" in said
+        rig.give_up(bundle)
+        assert not rig.unit_exists("box")
+    log.with_name("calls.unreadable").unlink()
