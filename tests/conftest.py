@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what does not fit a host: see the marks `cgroup`, `controllers` and `roots`, and
-    `--hosts`."""
+    `--hosts`; and what is run by hand."""
     asked = _hosts(config)
     for item in list(items):
         callspec = getattr(item, "callspec", None)
@@ -71,6 +72,9 @@ def _fits(item: pytest.Item, host: str, mark: str) -> bool:
     if (flavour and cgroup not in flavour.args) or (roots and root not in roots.args):
         return False
     if item.get_closest_marker("controllers") and not keeper.has_controllers(cgroup):
+        return False
+    by_hand = item.get_closest_marker("by_hand")
+    if by_hand and not any(map(os.environ.get, by_hand.args)):
         return False
     return not mark or item.get_closest_marker(mark) is not None
 

@@ -1,13 +1,12 @@
 """The daemon dies at every crash point of every operation; nobody notices (core/points.py).
 
 CI has each point once, as many of them as an operation passes in a row. By hand, with
-SDSHIM_POINTS=all: each passing of each point in each operation, three lives in a row
+SDSHIM_POINTS=1: each passing of each point in each operation, three lives in a row
 (`make points`; its result is in docs/crash-points.md).
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["rig"]
 pytestmark = [pytest.mark.system, pytest.mark.fault, pytest.mark.timeout(600)]
 
-ALL = os.environ.get("SDSHIM_POINTS") == "all"
 LIVES = 3
 LIMITS = ("SetUnitProperties.sent", "SetUnitProperties.answered")
 CUT = ACCEPT[0]
@@ -68,7 +66,7 @@ def test_one_death_at_each_point_is_not_noticed(drill: Drill, host: Host, rig: R
     assert not left
 
 
-@pytest.mark.skipif(not ALL, reason="by hand: make points")
+@pytest.mark.by_hand("SDSHIM_POINTS")
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("name", SCENES)
 def test_three_deaths_in_a_row_are_not_noticed(
