@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import sdshim
 from sdshim.core.errors import Internal
 from sdshim.pb import task_v2_pb2 as pb
+from tests.fault.test_daemon_death import Drill
+from tests.host.install import source_tree
 from tests.system.conftest import rig
 from tests.system.taskclient import dead_daemon, eventually, exec_spec, no_traceback
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.host import Host
+    from tests.system.client import Ctr
     from tests.system.taskclient import Rig
 
 __all__ = ["rig"]
@@ -34,6 +39,7 @@ HEADER = b"sdshim call log 1\n"
 NEWER = b"sdshim call log 2.7\n"
 NOVELTY = {"of": ["a", "newer", "version"]}
 UNKNOWN_KIND = 99
+VERSION = "999.0.0"
 RUNNING, STOPPED = 2, 3
 
 
@@ -143,3 +149,41 @@ def test_connections_whose_calls_nobody_can_know_are_ended(rig: Rig, host: Host)
         rig.give_up(bundle)
         assert not rig.unit_exists("box")
     log.with_name("calls.unreadable").unlink()
+
+
+def _another_version(folder: Path) -> Path:
+    """A working tree like ours with another number."""
+    tree = source_tree()
+    for name in ("sdshim", "units", "packaging"):
+        shutil.copytree(tree / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    init = folder / "sdshim" / "__init__.py"
+    init.write_text(init.read_text().replace(sdshim.__version__, VERSION))
+    return folder
+
+
+@pytest.mark.timeout(120)
+def test_nobody_notices_an_upgrade_or_a_downgrade_under_load(
+    ctr: Ctr, host: Host, tmp_path: Path
+) -> None:
+    """Installed over the running one and restarted while containers come and go."""
+    trees = [_another_version(tmp_path), source_tree()]
+    versions: list[str] = []
+
+    def strike(host: Host) -> bool:
+        tree = trees[len(versions) % 2]
+        host.reinstall(tree)
+        host.run(["systemctl", "restart", "sdshim.service"])
+        versions.append(host.run(["sdshim", "--version"]).stdout.split()[-1])
+        return True
+
+    drill = Drill(
+        ctr, lambda id_, line: ctr.run_argv(id_, "sh", "-c", line, options=["--rm"]), strike
+    )
+    try:
+        with no_traceback(host):
+            tasks = drill.rounds(2)
+        drill.verdict(2, len(tasks))
+        assert versions[:2] == [VERSION, sdshim.__version__]
+    finally:
+        host.reinstall()
+        host.run(["systemctl", "restart", "sdshim.service"])
