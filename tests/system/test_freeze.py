@@ -24,6 +24,11 @@ def _verb(host: Host, verb: str, unit: str = UNIT) -> None:
     host.run(["systemctl", verb, unit])
 
 
+def _told(rig: Rig, topic: str, times: int) -> None:
+    events = rig.events
+    assert events.wait_for(lambda: events.of(BOX).count(topic) == times, 10), events.of(BOX)
+
+
 def _events(rig: Rig, *expected: str) -> None:
     """The events since the start, all of them; the task ends for it."""
     if rig.call("State", id=BOX).status != task_types_pb2.STOPPED:
@@ -36,12 +41,12 @@ def _events(rig: Rig, *expected: str) -> None:
 @pytest.mark.parametrize("unit", [UNIT, "sdshim-default.slice"])
 def test_each_freeze_and_each_thaw_is_one_event(rig: Rig, host: Host, unit: str) -> None:
     rig.running(BOX)
-    for _ in range(3):
+    for number in (1, 2, 3):
         _verb(host, "freeze", unit)
-        rig.events.until(BOX, "paused")
+        _told(rig, "paused", number)
         assert rig.call("State", id=BOX).status == PAUSED
         _verb(host, "thaw", unit)
-        rig.events.until(BOX, "resumed")
+        _told(rig, "resumed", number)
         assert rig.call("State", id=BOX).status == RUNNING
     _events(rig, *["paused", "resumed"] * 3)
 
