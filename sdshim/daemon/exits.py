@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 WATCH_AGAIN_S = 0.5
 EXECS_END_S = 10.0
 """What the execs of a dead container may take to end: their processes end with its cgroup."""
+SIGNALLED = 128
+"""The exit status of what a signal has ended begins here."""
 
 
 def watch(node: Node, process: Process) -> None:
@@ -104,6 +106,8 @@ async def ended(node: Node, task: Process) -> None:
             task.mute()
     elif isinstance(task, Exec):
         exit = oom.judged(node, task.task, exit, since=task.record.life.ooms)
+    if task.phase is Phase.PAUSED and exit.status < SIGNALLED:
+        task.see(Seen.RESUMED)  # who ends by itself was thawed, sooner than anybody looked
     task.see(Seen.EXITED, exit=exit)
     node.tracer.record(
         "task.exit",

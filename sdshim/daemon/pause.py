@@ -96,7 +96,7 @@ async def resume(node: Node, call: Call, task: Task) -> bytes:
         if task.phase is Phase.PAUSED:
             task.see(Seen.RESUMED, call=call.key, reply=DONE)
             stand_down(task)
-        return b""  # without an event when its first instruction was its end
+        return b""  # its exit has told of it when its first instruction was its end
 
 
 def follow(node: Node, task: Task) -> None:
