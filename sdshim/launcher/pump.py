@@ -328,6 +328,8 @@ class Pump:
         return os.read(self._seen, count), full
 
     def _turn(self, stream: Stream) -> None:
+        # first: what is written between the look and the last writer's end must not be missed
+        hung_up = stream.hung_up()
         data, full = self._look(stream)
         if data:
             self._last, self._idle_told = time.monotonic(), False
@@ -350,7 +352,7 @@ class Pump:
             stream.owed = max(0, stream.owed - place)
         if place and stream.owed != 0:
             self._enqueue(stream, first=stream.owed > 0)
-        elif stream.owed >= 0 or stream.hung_up():
+        elif stream.owed >= 0 or hung_up:
             self._end(stream, data[place:])
 
     def _stall(self, stream: Stream) -> None:

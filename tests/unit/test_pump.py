@@ -331,3 +331,39 @@ def test_a_journald_that_comes_late_is_found(tmp_path: Path) -> None:
     (tmp_path / "hidden").rename(tmp_path / "journal")
     assert desk.messages(1) == [b"kept"]
     desk.close()
+
+
+def test_what_is_written_just_before_the_last_writer_goes_is_not_missed(tmp_path: Path) -> None:
+    """The process says more and ends between the pump's look and its question for writers."""
+    os.mkfifo(tmp_path / "out")
+    read = os.open(tmp_path / "out", os.O_RDONLY | os.O_NONBLOCK)
+    writers = [os.open(tmp_path / "out", os.O_WRONLY)]
+    os.write(writers[0], b"name? ")
+
+    class Late(pump.Pump):
+        def _look(self, stream: pump.Stream) -> tuple[bytes, bool]:
+            seen = super()._look(stream)
+            if seen[0] and writers:
+                os.write(writers[0], b"hello\n")
+                os.close(writers.pop())
+            return seen
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "journal"))
+        journal.settimeout(10)
+        daemon, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if not (child := os.fork()):  # the program ends with what it holds
+            daemon.close()
+            Late(control, 60).run()
+            os._exit(0)
+        control.close()
+        os.close(writers.pop())
+        with daemon:
+            daemon.settimeout(10)
+            add = f"add 1 6 1 0 0 u {tmp_path}/journal\nFIELD=1\n"
+            socket.send_fds(daemon, [add.encode()], [read])
+            os.close(read)
+            said = decode(journal.recv(1 << 16))["MESSAGE"]
+            assert daemon.recv(64) == b"end 1"
+        assert os.waitpid(child, 0)[1] == 0
+    assert said == b"name? hello"
