@@ -28,6 +28,7 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+_TRIES = 1000
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,11 +59,17 @@ def mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
 
 def open_below(root: int, path: str) -> int:
     """An O_PATH descriptor of `path` with `root` (a descriptor) as the root directory: nothing
-    leads out of it."""
+    leads out of it. The kernel gives up at a `..` when anything on the machine is renamed or
+    mounted meanwhile (openat2(2)): it is asked again."""
     how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     name = os.fsencode(path or "/")
     size = ctypes.sizeof(how)
-    return _checked(_libc.syscall(_OPENAT2, root, name, ctypes.byref(how), size), path)
+    for _ in range(_TRIES):
+        try:
+            return _checked(_libc.syscall(_OPENAT2, root, name, ctypes.byref(how), size), path)
+        except BlockingIOError as error:
+            last = error
+    raise last
 
 
 def clone_tree(path: str, *, recursive: bool = False) -> int:
