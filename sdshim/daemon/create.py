@@ -213,8 +213,8 @@ async def _resume(node: Node, task: Task, call: Call) -> bytes:
                 node.store.rewind(task.identity)
                 result = await _make(node, task, call)
             return await _finish(node, task, call, result)
-        except Exception:
-            await _roll_back(node, task)
+        except Exception as error:
+            await _roll_back(node, task, foreign=isinstance(error, UnitExists))
             raise
 
 

@@ -106,8 +106,7 @@ async def ended(node: Node, task: Process) -> None:
             task.mute()
     elif isinstance(task, Exec):
         exit = oom.judged(node, task.task, exit, since=task.record.life.ooms)
-    if task.phase is Phase.PAUSED and exit.status < SIGNALLED:
-        task.see(Seen.RESUMED)  # who ends by itself was thawed, sooner than anybody looked
+    _tell_of_thaw(node, task, exit)
     task.see(Seen.EXITED, exit=exit)
     node.tracer.record(
         "task.exit",
@@ -121,6 +120,15 @@ async def ended(node: Node, task: Process) -> None:
     fields = {**logs.fields(me), "UNIT": me.unit, "SDSHIM_EXIT_STATUS": exit.status}
     extra = {"fields": fields, "bundle": me.bundle}
     log.info("%s exited with status %d%s", task, exit.status, oom_killed, extra=extra)
+
+
+def _tell_of_thaw(node: Node, task: Process, exit: ExitStatus) -> None:
+    """Who ends by itself was thawed, sooner than anybody looked; who ends by a signal may have
+    been killed while frozen, unless a Resume was about to let it go on."""
+    if not isinstance(task, Task) or task.phase is not Phase.PAUSED:
+        return
+    if exit.status < SIGNALLED or pause.is_thawing(node, task):
+        task.see(Seen.RESUMED)
 
 
 def _end_the_others(task: Task) -> None:
@@ -142,7 +150,7 @@ async def _execs_ended(node: Node, task: Task) -> None:
             await asyncio.gather(*(child.exited.wait() for child in running))
     except TimeoutError:
         log.error("%s has ended, %d of its execs have not and are killed", task, len(running))
-        for child in running:
+        for child in (one for one in running if not one.unit_gone):
             with contextlib.suppress(ShimError):  # it has ended by now
                 await node.manager.kill(child.identity.unit, "all", signal.SIGKILL)
 
@@ -150,7 +158,7 @@ async def _execs_ended(node: Node, task: Task) -> None:
 async def find_out(node: Node, task: Process) -> ExitStatus:
     """How the ended init process ended: systemd, then the hook's record, then 255."""
     exit = await _from_unit(node, task)
-    if exit is None:
+    if exit is None and not task.unit_gone:
         try:
             # Nobody has told yet: wait until the unit is down, then the hook has written.
             job = await node.manager.stop(task.identity.unit)
@@ -168,6 +176,8 @@ async def find_out(node: Node, task: Process) -> ExitStatus:
 
 
 async def _from_unit(node: Node, task: Process) -> ExitStatus | None:
+    if task.unit_gone:
+        return None
     try:
         facts = await node.manager.main_exit(task.identity.unit)
     except ShimError as error:

@@ -39,6 +39,8 @@ def _kill(call: Call, task: Process, number: int, everyone: bool) -> None:
         raise NotFound("process already finished: not found")
     if not task.pid:  # an exec, or a container to be restored, before its Start
         raise FailedPrecondition("process not created: failed precondition")
+    if task.unit_gone:  # it has ended; pid and cgroup may be somebody else's
+        raise NotFound("process already finished: not found")
     if number and number not in SAFE_TO_REPEAT:
         if call.begun:
             return

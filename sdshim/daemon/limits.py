@@ -119,7 +119,7 @@ def note(node: Node, task: Task, given: list[Property]) -> None:
 async def _set(node: Node, task: Task, given: list[Property]) -> None:
     """The container's own cgroup has its limits: a unit without them is no reason to fail."""
     try:
-        if given:
+        if given and not task.unit_gone:
             await node.manager.set_properties(task.identity.unit, given)
     except NoSuchUnit:
         log.debug("%s has ended before its limits were set", task)

@@ -191,7 +191,8 @@ async def adopt(node: Node, process: Process) -> None:
     """Hold the unit again after a restart of the daemon: one that has failed stays visible."""
     if unit := unit_of(process):
         try:
-            await node.manager.ref(unit)
+            if await _is_ours(node, process):
+                await node.manager.ref(unit)
         except NoSuchUnit:
             log.debug("the logger of %s has ended", process)
         except ShimError as error:

@@ -43,6 +43,8 @@ RESUME_REFUSED = {
     Phase.EXITED: "cannot resume a stopped container",
 }
 DONE = RecordedReply(0, "", b"")
+THAWING = "thawing"
+"""The file of a Resume that has begun, with its call; removed when it is paused again."""
 
 
 async def pause(node: Node, call: Call, task: Task) -> bytes:
@@ -68,6 +70,7 @@ async def pause(node: Node, call: Call, task: Task) -> bytes:
         if task.phase is not Phase.PAUSING:  # it has ended meanwhile
             freezer.thaw(me.cgroup)
             raise UnknownError(PAUSE_REFUSED[Phase.EXITED])
+        node.store.drop(task.identity, THAWING)
         task.see(Seen.PAUSED, call=call.key, reply=DONE)
         stand_by(node, task)
         return b""
@@ -78,25 +81,50 @@ async def resume(node: Node, call: Call, task: Task) -> bytes:
     async with task.lock:
         if call.recovered:
             await node.runtime.settled(node.store.folder(task.identity))
+        if task.ending:
+            await task.exited.wait()
+        if call.recovered and task.phase is Phase.EXITED and _has_thawed(node, call, task):
+            return b""  # its end was near when an earlier daemon let it go on
         if task.phase is Phase.RUNNING and freezer.frozen(task.identity.cgroup):
+            node.store.drop(task.identity, THAWING)
             task.see(Seen.PAUSED)  # by somebody else
         if call.recovered and task.phase is Phase.RUNNING:
             return b""  # thawed, and told of by `_tell` before this call came to be done again
         if task.phase is not Phase.PAUSED:
             text = RESUME_REFUSED.get(task.phase, f"cannot resume a {task.phase} process")
             raise UnknownError(text)
-        await _thaw_unit(node, task)
-        if freezer.asked(task.identity.cgroup):
-            try:
-                with node.tracer.span("runc.resume", timings.about(task)):
-                    await node.runtime.resume(task.identity, node.store.folder(task.identity))
-            except UnknownError:  # it ended at once, and systemd was faster with its cgroup
-                if freezer.asked(task.identity.cgroup):
-                    raise
+        node.store.put(task.identity, THAWING, str(call.key).encode())
+        try:
+            await _thaw(node, task)
+        except Exception:
+            node.store.drop(task.identity, THAWING)
+            raise
         if task.phase is Phase.PAUSED:
             task.see(Seen.RESUMED, call=call.key, reply=DONE)
             stand_down(task)
         return b""  # its exit has told of it when its first instruction was its end
+
+
+async def _thaw(node: Node, task: Task) -> None:
+    await _thaw_unit(node, task)
+    if freezer.asked(task.identity.cgroup):
+        try:
+            with node.tracer.span("runc.resume", timings.about(task)):
+                await node.runtime.resume(task.identity, node.store.folder(task.identity))
+        except UnknownError:  # it ended at once, and systemd was faster with its cgroup
+            if freezer.asked(task.identity.cgroup):
+                raise
+
+
+def is_thawing(node: Node, task: Task) -> bool:
+    """Whether a Resume has begun to let a paused container go on, perhaps an earlier daemon's: its
+    end, by whatever status, comes after it was resumed then."""
+    return node.store.has(task.identity, THAWING)
+
+
+def _has_thawed(node: Node, call: Call, task: Task) -> bool:
+    """Whether this very call had begun when an earlier daemon died."""
+    return node.store.text(task.identity, THAWING) == str(call.key)
 
 
 def follow(node: Node, task: Task) -> None:
@@ -135,6 +163,7 @@ async def _tell(node: Node, task: Task) -> None:
         if task.phase not in (Phase.RUNNING, Phase.PAUSED) or not _differs(task):
             return
         if task.phase is Phase.RUNNING:
+            node.store.drop(task.identity, THAWING)
             task.see(Seen.PAUSED)
             stand_by(node, task)
             log.info("%s was frozen: paused", task)
@@ -183,6 +212,8 @@ def melt(node: Node, task: Task) -> None:
     units only, and from 255 on waits for the hook's first instruction in the frozen cgroup."""
     stand_down(task)
     node.changes.close(task.freeze_watch)
+    if task.unit_gone:
+        return
     me = task.identity
     try:
         freezer.thaw(me.cgroup)

@@ -53,6 +53,9 @@ class Process:
         self.held = Held()
         self.pump: Pump | None = None
         """What moves the bytes of its terminal."""
+        self.unit_gone = False
+        """True when systemd has no unit of this incarnation, and none is being started: one of its
+        name is somebody else's, and is not touched."""
         self.muted = False
         """True when containerd has given the task up and publishes its end itself."""
 

@@ -14,7 +14,6 @@ import os
 from typing import TYPE_CHECKING
 
 from sdshim.core import names
-from sdshim.core.errors import ShimError
 from sdshim.core.lifecycle import Phase
 from sdshim.daemon import (
     exits,
@@ -26,11 +25,11 @@ from sdshim.daemon import (
     readiness,
     streams,
     terminals,
+    units,
 )
 from sdshim.daemon.delete import discard
 from sdshim.daemon.process import Exec, Task
 from sdshim.host.store import Broken
-from sdshim.systemd.errors import NoSuchUnit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -130,20 +129,25 @@ def leave_strange(kept: Kept, broken: Collection[str]) -> Kept:
     return rest
 
 
+def runs(node: Node, task: Process) -> bool:
+    """Whether the main process lives. Its pid may be another's by now: the exit hook's record says
+    that it has ended, and its cgroup whose it is."""
+    if node.store.exit_record(task.identity):
+        return False
+    return exits.is_ours(task, node.store.main_pid(task.identity))
+
+
 async def _adopt(node: Node, task: Process) -> None:
     """Bring one task's picture up to date with what happened meanwhile."""
     if task.phase is Phase.DELETED:
         task.forget_if_done()
         return
     if isinstance(task, Task) and node.store.was_cleaned(task.identity):
+        await units.hold(node, task)
         node.spawn(discard(node, task), f"remains of {task.key}")
         return
-    try:
-        await node.manager.ref(task.identity.unit)
-    except NoSuchUnit:
-        pass
-    except ShimError as error:
-        log.warning("cannot reference %s: %s", task.identity.unit, error)
+    alive = runs(node, task)
+    await units.hold(node, task, runs=alive)
     await loggers.adopt(node, task)
     begun = (Phase.CREATING, Phase.STARTING) if isinstance(task, Exec) else (Phase.CREATING,)
     if task.phase not in begun:  # the call that has begun connects its terminal itself
@@ -155,7 +159,7 @@ async def _adopt(node: Node, task: Process) -> None:
         return
     if not task.pid:  # a container that is not restored yet
         return
-    if exits.is_ours(task, node.store.main_pid(task.identity)):
+    if alive:
         exits.watch(node, task)
         if isinstance(task, Task):
             await readiness.listen(node, task)

@@ -7,12 +7,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdshim.core.errors import ShimError
 from sdshim.core.unitspec import InitUnit, init_properties, run_from, tells_when_ready
 from sdshim.daemon import timings
 from sdshim.host import cgroup
 from sdshim.host.process import end_of, limits_of
 from sdshim.runtime import bundle
-from sdshim.systemd.errors import NoSuchUnit
+from sdshim.systemd.errors import NoSuchUnit, UnitExists
+from sdshim.systemd.questions import NOT_FOUND
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +37,12 @@ async def start(node: Node, process: Process, properties: Sequence[Property], ru
         async with node.runtime.sealed.lend(runtime) as program:
             if program:
                 properties = run_from(program, properties)
-            job = await node.manager.start_transient(process.identity.unit, properties)
+            process.unit_gone = False
+            try:
+                job = await node.manager.start_transient(process.identity.unit, properties)
+            except UnitExists:
+                process.unit_gone = True
+                raise
         result = await _ended(node, process.identity, job)
         span.set("systemd.job.result", result)
         await timings.record(node, process)
@@ -74,16 +81,42 @@ def inherited_limits(me: Identity, peer_pid: int) -> tuple[tuple[str, int], ...]
 async def begun_before(node: Node, process: Process) -> str | None:
     """How the start job that an earlier daemon queued ended, or ends; None when there is no unit
     with our token (any more)."""
-    return await start_before(node, process.identity)
+    result = await start_before(node, process.identity)
+    if result is not None:
+        process.unit_gone = False
+    return result
 
 
 async def start_before(node: Node, me: Identity) -> str | None:
     """The same for any unit with a token."""
-    if f"SDSHIM_TOKEN={me.token}" not in await node.manager.environment(me.unit):
+    if not await has_token(node, me):
         return None
     job = await node.manager.starting(me.unit)
     result = await _ended(node, me, job) if job else "gone"
     return None if result == "gone" else result
+
+
+async def has_token(node: Node, me: Identity) -> bool:
+    """Whether the unit of that name is this incarnation's; False also when there is none."""
+    return f"SDSHIM_TOKEN={me.token}" in await node.manager.environment(me.unit)
+
+
+async def hold(node: Node, process: Process, *, runs: bool = False) -> None:
+    """After a restart of the daemon: hold the unit again if it is there and ours. Nobody has held
+    it meanwhile, so one whose process has ended may be gone, and its name somebody else's; one in
+    which the process `runs` is not asked whose it is."""
+    me = process.identity
+    try:
+        if not runs and not await has_token(node, me):
+            # Ours may have lost its Environment only to a reload that could not read it again.
+            state = await node.manager.load_state(me.unit)
+            process.unit_gone = state in ("loaded", NOT_FOUND)
+        if not process.unit_gone:
+            await node.manager.ref(me.unit)
+    except NoSuchUnit:
+        process.unit_gone = True
+    except ShimError as error:
+        log.warning("cannot reference %s: %s", me.unit, error)
 
 
 async def _ended(node: Node, me: Identity, job: Job) -> str:
@@ -121,6 +154,8 @@ async def _made(node: Node, me: Identity) -> None:
 async def settle(node: Node, process: Process) -> None:
     """Wait until the unit is inactive: a stop job on a unit that is going down ends then, so the
     exit hook has written its record. A unit that still runs (a failed Create) is stopped."""
+    if process.unit_gone:
+        return
     try:
         with node.tracer.span("systemd.StopUnit", timings.about(process)):
             job = await node.manager.stop(process.identity.unit)
@@ -132,7 +167,8 @@ async def settle(node: Node, process: Process) -> None:
 async def forget(node: Node, process: Process) -> None:
     """Let systemd collect the unit, and wait for it: only then can its name be used again."""
     me = process.identity
-    await collect(node, me.unit)
+    if not process.unit_gone:
+        await collect(node, me.unit)
     if me.owns_cgroup and not me.exec_id:
         await _prune(me.cgroup.rpartition("/")[0])
 

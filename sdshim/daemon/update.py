@@ -69,5 +69,5 @@ async def _current(node: Node, task: Task, given: list[Property]) -> dict[str, A
 
 
 async def _set(node: Node, task: Task, given: list[Property]) -> None:
-    if given:
+    if given and not task.unit_gone:
         await node.manager.set_properties(task.identity.unit, given)

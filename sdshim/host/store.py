@@ -90,6 +90,14 @@ class Store:
         self.reserve.replace(self.folder(me) / name, data)
         self._crash("state.written")
 
+    def has(self, me: Identity, name: str) -> bool:
+        """Whether the incarnation has a file of that name."""
+        return (self.folder(me) / name).exists()
+
+    def drop(self, me: Identity, name: str) -> None:
+        """Remove one file of the incarnation."""
+        (self.folder(me) / name).unlink(missing_ok=True)
+
     def rewind(self, me: Identity) -> None:
         """Forget a run that came to nothing: it may be started again."""
         files = (EXIT, INIT_PID, EXEC_PID, MAIN_PID, STDERR, LOGGER_STDERR, RUNTIME_LOG)
@@ -147,7 +155,7 @@ class Store:
 
     def was_cleaned(self, me: Identity) -> bool:
         """Whether the launcher's `delete` ended and removed the container without us."""
-        return (self.folder(me) / CLEANED).exists()
+        return self.has(me, CLEANED)
 
     def text(self, me: Identity, name: str) -> str:
         """The first 16 KiB of a file of the incarnation; empty when it is missing."""

@@ -32,7 +32,7 @@ from sdshim.host.store import PROCESS_SPEC, Store
 from sdshim.runtime.criu import Criu
 from sdshim.runtime.oci import OciRuntime
 from sdshim.systemd.errors import SYSTEMD, NoSuchUnit, UnitExists
-from sdshim.systemd.questions import MainExit
+from sdshim.systemd.questions import NOT_FOUND, MainExit
 from sdshim.systemd.wire import typed
 from tests.fuzz.kit import Fault, HurriedLoop
 
@@ -165,6 +165,9 @@ class Manager:
 
     async def environment(self, unit: str) -> list[str]:
         return list(self.units.get(unit, {}).get("Environment", ()))
+
+    async def load_state(self, unit: str) -> str:
+        return "loaded" if unit in self.units else NOT_FOUND
 
     async def get_unit_property(self, unit: str, interface: str, name: str) -> object:
         if name.startswith("Exec"):

@@ -25,7 +25,10 @@ class Call:
         self.begun = begun
         self.done: list[object] = []
         self.runs: Any = SimpleNamespace(
-            phase=Phase.RUNNING, pid=7, watched=SimpleNamespace(kill=self.done.append)
+            phase=Phase.RUNNING,
+            pid=7,
+            unit_gone=False,
+            watched=SimpleNamespace(kill=self.done.append),
         )
 
     def note_begun(self) -> None:
