@@ -19,6 +19,10 @@ A log of another version is read whatever its number (docs/recovery.md, Upgrades
 key of a record never change, fields are only added at its end, and records of an unknown kind are
 kept as they are until the call or the connection they name is over (at most STRANGE of those that
 name none that is open).
+
+A damaged record costs the call that it names, as long as its frame and key can be told: that one is
+answered with an error. Where they cannot, any connection that was open may have lost a call, and
+`is_lost` says so of each.
 """
 
 from __future__ import annotations
@@ -39,13 +43,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from sdshim.host.callrecords import Key, OpenCall
+    from sdshim.host.callrecords import Key, OpenCall, Piece
 
 STRANGE = 64
 """Records of an unknown kind that are kept though they name no open call; the newest stay."""
 LIMIT = 4 << 20
 AHEAD = 64 << 10
 """Bytes of room reserved at a time, and in the spare file: some 200 calls from begin to end."""
+UNKNOWN = (0, 0)
+"""In place of the record that began a call, when it is damaged."""
+GAP = 64 << 10
+"""Bytes without a record that can be told, after which nothing of the log is believed."""
+SKIPPED = 1 << 24
+"""Serials that are not given any more after a damage: they may have been."""
 _ENDING = 4 << 10
 _ENDING_EACH = 128
 """Bytes kept for the records that end work: for errors' texts, and for each open call."""
@@ -79,6 +89,7 @@ class CallLog:
         self.lost = False
         """Calls were open that cannot be told any more: the log that knew them was unreadable.
         Stands in the log until `settled`."""
+        self._doomed: set[int] = set()  # the same of single connections
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._size = self._load()
         self._room = _room(self._fd)  # the offset up to which nothing can fail
@@ -96,6 +107,8 @@ class CallLog:
         if conn in self._last:
             return
         self._append(records.opened(conn, 0, namespace))
+        if conn in self._doomed:
+            self._append(records.lost(conn))
         self._note_open(conn, 0, namespace)
 
     def received(
@@ -168,9 +181,14 @@ class CallLog:
 
     def settled(self) -> None:
         """Nobody waits any more for a call that is lost."""
-        if self.lost:
+        if self.lost or self._doomed:
             self.lost = False
-            self._append(records.lost(True))
+            self._doomed.clear()
+            self._append(records.settled())
+
+    def is_lost(self, conn: int) -> bool:
+        """Whether a call of that connection may be lost: whoever waits on it would for ever."""
+        return self.lost or conn in self._doomed
 
     def last_stream(self, conn: int) -> int:
         """The last stream received on a connection, 0 if none."""
@@ -249,19 +267,20 @@ class CallLog:
             records.record(records.closed(self._serial)),
         ]
         if self.lost:
-            parts.append(records.record(records.lost(False)))
+            parts.append(records.record(records.lost()))
         size = sum(map(len, parts))
         moved: dict[Key, list[tuple[int, int]]] = {}
         for key, places in self._open.items():
             moved[key] = []
             for offset, length in places:
-                parts.append(os.pread(self._fd, length, offset))
-                moved[key].append((size, length))
-                size += length
-        for conn, last in self._last.items():
-            part = records.record(records.opened(conn, last, self._names.get(conn, "")))
-            parts.append(part)
-            size += len(part)
+                part = os.pread(self._fd, length, offset)
+                parts.append(part or records.record(records.unknown(key)))
+                moved[key].append((size, len(parts[-1])))
+                size += len(parts[-1])
+        notes = [records.opened(c, last, self._names.get(c, "")) for c, last in self._last.items()]
+        for note in (*notes, *map(records.lost, self._doomed)):
+            parts.append(records.record(note))
+            size += len(parts[-1])
         strange = []
         for key, (offset, length) in self._strange:
             parts.append(os.pread(self._fd, length, offset))
@@ -275,15 +294,24 @@ class CallLog:
         header = records.HEADER.match(data)
         if header is None:
             return self._begin_anew(data)
-        at = start = header.end()
-        for body, end in records.split(data, at):
-            self._replay(body, at, end - at)
-            at = end
+        at = header.end()
+        whole = []
+        for piece in records.pieces(data, at):
+            at = piece.end
+            whole.append(piece.whole)
+            if piece.whole:
+                self._replay(piece.body, piece.at, at - piece.at)
+            elif not self._replay_damaged(piece.body):
+                self._skip(piece)
+        if not any(whole) and header.end() < len(data):
+            return self._begin_anew(data)
         if header[0] != MAGIC:
             said = header[0].decode(errors="replace").strip()
             _LOG.warning("call log: of another version, read as far as known: %s", said)
-            if at == start < len(data):  # nothing of it is a record
-                return self._begin_anew(data)
+        if not all(whole):
+            self._serial += SKIPPED
+            self._keep_copy(data)
+            _LOG.error("call log: %d of its records are damaged", whole.count(False))
         if at < len(data):
             _LOG.warning("call log: %d bytes of a torn record dropped", len(data) - at)
             os.ftruncate(self._fd, at)
@@ -293,14 +321,19 @@ class CallLog:
         """In place of an unreadable log, or of none: whoever is connected may have had calls."""
         self.lost = True
         if data and not MAGIC.startswith(data):
-            aside = self._path.with_name(self._path.name + ".unreadable")
-            try:
-                aside.write_bytes(data)
-                _LOG.error("call log: unknown format, moved to %s", aside)
-            except OSError as error:
-                _LOG.error("call log: unknown format, lost: %s", error)
+            _LOG.error("call log: unknown format")
+            self._keep_copy(data)
         os.ftruncate(self._fd, 0)
-        return os.write(self._fd, MAGIC + records.record(records.lost(False)))
+        return os.write(self._fd, MAGIC + records.record(records.lost()))
+
+    def _keep_copy(self, data: bytes) -> None:
+        """For people, of a log that is not understood."""
+        aside = self._path.with_name(self._path.name + ".unreadable")
+        try:
+            aside.write_bytes(data)
+            _LOG.error("call log: a copy is kept in %s", aside)
+        except OSError as error:
+            _LOG.error("call log: no copy is kept: %s", error)
 
     def _replay(self, body: bytes, offset: int, length: int) -> None:
         kind, conn, stream = records.KEY.unpack_from(body)
@@ -310,6 +343,7 @@ class CallLog:
         key = (conn, stream)
         highest, self._serial = self._serial, max(self._serial, conn)
         if kind == records.OPENED:
+            self._doomed.discard(conn)
             self._note_open(conn, stream, body[records.KEY.size :].decode(errors="replace"))
         elif kind == records.RECEIVED:
             self._open[key] = [(offset, length)]
@@ -322,13 +356,51 @@ class CallLog:
         elif kind == records.CLOSED:
             self._last.pop(conn, None)
             self._names.pop(conn, None)
+            self._doomed.discard(conn)
             self._forget_strange(conn)
         elif kind == records.LOST:
-            self.lost = not stream
+            self._replay_lost(conn, settled=bool(stream))
         elif key in self._open:
             self._open[key].append((offset, length))
         elif not self._is_over(conn, stream, highest):
             self._strange = [*self._strange[1 - STRANGE :], (key, (offset, length))]
+
+    def _replay_lost(self, conn: int, *, settled: bool) -> None:
+        if conn:
+            self._doomed.add(conn)
+            return
+        self.lost = not settled
+        if settled:
+            self._doomed.clear()
+
+    def _replay_damaged(self, body: bytes) -> bool:
+        """Take a damaged record for what it says, if that is likely: then it costs one call, which
+        is answered with an error, or none."""
+        if not body:
+            return False
+        kind, conn, stream = records.KEY.unpack_from(body)
+        key = (conn, stream)
+        if key in self._open and kind != records.RECEIVED:
+            if kind != records.DONE:  # whether it was answered is unknown: it is not done again
+                self._open[key] = [UNKNOWN]
+            return True
+        if len(body) < records.LEAST:
+            return True  # a mark on a call or a connection, perhaps the end of one that is over
+        if kind == records.RECEIVED and stream % 2 and stream > self._last.get(conn, stream):
+            self._open[key] = [UNKNOWN]
+            return True
+        return False
+
+    def _skip(self, piece: Piece) -> None:
+        """Nobody can tell what was here: calls, or the ends of calls, of all that were connected;
+        among those may be some whose beginning was here too."""
+        size = piece.end - piece.at
+        self._open.clear()
+        if size > GAP:
+            self.lost = True
+            return
+        new = range(self._serial + 1, self._serial + 1 + size // records.SMALLEST)
+        self._doomed |= {*self._last, *new}
 
     def _is_over(self, conn: int, stream: int, highest: int) -> bool:
         """Whether a call or connection that is not open was, by the highest serial before."""

@@ -26,6 +26,12 @@ OPENED, RECEIVED, DONE, EXPIRED, SENT, CLOSED, BEGUN, LOST = range(1, 9)
 HEADER = re.compile(rb"sdshim call log \d[^\n]{0,32}\n")
 _NO_TOKEN = bytes(16)
 SERIALS = 1 << 62
+SMALLEST = FRAME.size + KEY.size
+"""The length of the shortest record."""
+LEAST = KEY.size + FACTS.size + 4 * _SIZE.size
+"""The length of the shortest body that begins a call."""
+_LIKELY = re.compile(rb"(?s)(?=(?!\0{3}).{3}\0.{10}\0{3})")
+"""A record may begin here: its body is shorter than 16 MiB, its connection's serial than 2^40."""
 
 Key = tuple[int, int]
 
@@ -54,16 +60,47 @@ def record(body: bytes) -> bytes:
     return FRAME.pack(len(body), zlib.crc32(body)) + body
 
 
-def split(data: bytes, at: int) -> Iterator[tuple[bytes, int]]:
-    """Each whole record and where it ends; stops at the first that is not."""
+class Piece(NamedTuple):
+    """A stretch of a log: a whole record, or a damaged one whose length is right (`body`: what it
+    says), or one in which no record can be told from the next (no body)."""
+
+    at: int
+    end: int
+    body: bytes
+    whole: bool
+
+
+def pieces(data: bytes, at: int) -> Iterator[Piece]:
+    """What a log holds from `at` on, up to what a death may have torn off at its end."""
     while at + FRAME.size <= len(data):
-        size, crc = FRAME.unpack_from(data, at)
-        end = at + FRAME.size + size
-        body = data[at + FRAME.size : end]
-        if size < KEY.size or end > len(data) or zlib.crc32(body) != crc:
+        end = _end(data, at)
+        whole = _is_whole(data, at, end)
+        known = whole or end == len(data) or _is_whole(data, end, _end(data, end))
+        if not known:
+            end = _next(data, at + 1)
+        if not end:
             return
-        yield body, end
+        yield Piece(at, end, data[at + FRAME.size : end] if known else b"", whole)
         at = end
+
+
+def _end(data: bytes, at: int) -> int:
+    """Where a record ends by its own word; 0 when that cannot be."""
+    if at + FRAME.size > len(data):
+        return 0
+    size, _ = FRAME.unpack_from(data, at)
+    end: int = at + FRAME.size + size
+    return end if size >= KEY.size and end <= len(data) else 0
+
+
+def _is_whole(data: bytes, at: int, end: int) -> bool:
+    return bool(end) and zlib.crc32(data[at + FRAME.size : end]) == FRAME.unpack_from(data, at)[1]
+
+
+def _next(data: bytes, at: int) -> int:
+    """Where the next whole record begins; 0 when there is none."""
+    starts = (found.start() for found in _LIKELY.finditer(data, at))
+    return next((start for start in starts if _is_whole(data, start, _end(data, start))), 0)
 
 
 def opened(conn: int, stream: int, namespace: str) -> bytes:
@@ -76,9 +113,19 @@ def closed(conn: int) -> bytes:
     return KEY.pack(CLOSED, conn, 0)
 
 
-def lost(settled: bool) -> bytes:
-    """The body that notes that an earlier log is lost; `settled`: and that nobody waits for it."""
-    return KEY.pack(LOST, 0, settled)
+def lost(conn: int = 0) -> bytes:
+    """The body that notes that calls of a connection, or of all (0), cannot be told any more."""
+    return KEY.pack(LOST, conn, 0)
+
+
+def settled() -> bytes:
+    """The body that notes that nobody waits any more for what is lost."""
+    return KEY.pack(LOST, 0, 1)
+
+
+def unknown(key: Key) -> bytes:
+    """The body that notes a call of which nothing is known but that it is open."""
+    return KEY.pack(RECEIVED, *key)
 
 
 def sized(data: bytes) -> bytes:
@@ -96,6 +143,8 @@ def _texts(body: bytes, at: int) -> Iterable[bytes]:
 def decode(bodies: list[bytes]) -> OpenCall:
     """The call that its records tell of, `received` first. Fields beyond those known here and
     unknown kinds are passed over. Raises ValueError, struct.error when they say too little."""
+    if bodies[0][:1] != bytes([RECEIVED]):
+        raise ValueError("the record that began it is damaged")
     call = _decode_received(bodies[0])
     for body in bodies[1:]:
         if body[0] == EXPIRED:

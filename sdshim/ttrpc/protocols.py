@@ -85,9 +85,8 @@ class OpenCall(Protocol):
 class CallLog(Protocol):
     """Remembers calls across the death of the process."""
 
-    @property
-    def lost(self) -> bool:
-        """Calls of earlier processes were open that nobody can tell any more."""
+    def is_lost(self, conn: int) -> bool:
+        """Whether calls of earlier processes were open there that nobody can tell any more."""
 
     def settled(self) -> None:
         """The connections of lost calls have been ended."""

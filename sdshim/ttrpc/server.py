@@ -150,10 +150,10 @@ class Server:
         for serial in self._log.connections():
             if serial not in self._connections:
                 self._log.closed(serial)
-        if self._log.lost:  # its peers would wait for ever: ended, they clean up
-            for conn in list(self._connections.values()):
+        for conn in list(self._connections.values()):
+            if self._log.is_lost(conn.serial):  # its peer would wait for ever: ended, it cleans up
                 self.end(conn, "its open calls are unknown, the call log was unreadable")
-            self._log.settled()
+        self._log.settled()
         for conn in self._connections.values():
             self._reader.start(conn)
         for entry in self._log.open_calls():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +32,22 @@ def daemon_pid(host: Host) -> int:
 
 
 def kill_daemon(host: Host) -> bool:
-    """SIGKILL to the daemon, if it is up."""
+    """SIGKILL to the daemon, if it is up; it is dead on return, so the next one that is seen is
+    another (a start asked for sooner would share the fate of this one's)."""
     pid = daemon_pid(host)
     if not pid:
         return False
     try:
-        os.kill(pid, 9)
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [])
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(pidfd)
     return True
 
 

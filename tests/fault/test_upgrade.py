@@ -38,7 +38,7 @@ pytestmark = [
 HEADER = b"sdshim call log 1\n"
 NEWER = b"sdshim call log 2.7\n"
 NOVELTY = {"of": ["a", "newer", "version"]}
-UNKNOWN_KIND = 99
+RECEIVED, UNKNOWN_KIND = 2, 99
 VERSION = "999.0.0"
 RUNNING, STOPPED = 2, 3
 
@@ -58,7 +58,7 @@ def _renew_calls(path: Path) -> list[bytes]:
     while at < len(data):
         (size,) = struct.unpack_from("<I", data, at)
         kind, conn, stream = struct.unpack_from("<BQI", data, at + 8)
-        if kind == 2:  # received
+        if kind == RECEIVED:
             added.append(_frame(struct.pack("<BQI", UNKNOWN_KIND, conn, stream) + b"novelty"))
             received.append((conn, stream))
         at += 8 + size
@@ -148,6 +148,64 @@ def test_connections_whose_calls_nobody_can_know_are_ended(rig: Rig, host: Host)
         assert "call log was unreadable" in said
         rig.give_up(bundle)
         assert not rig.unit_exists("box")
+    log.with_name("calls.unreadable").unlink()
+
+
+def _spoil(log: Path, call: int, offset: int, size: int) -> None:
+    """Turn bytes of the record that begins a call (the how manieth)."""
+    data = bytearray(log.read_bytes())
+    at, calls = data.index(b"\n") + 1, []
+    while at < len(data):
+        length, _, kind = struct.unpack_from("<IIB", data, at)
+        calls += [at] if kind == RECEIVED else []
+        at += 8 + length
+    begin = calls[call] + offset
+    data[begin : begin + size] = bytes(255 - byte for byte in data[begin : begin + size])
+    log.write_bytes(data)
+
+
+def test_a_damaged_record_in_the_midst_of_the_call_log_costs_its_own_call(
+    rig: Rig, host: Host
+) -> None:
+    rig.running("box", "sleep", "1000")
+    log = host.path("/run/sdshim/calls")
+    ends = [rig.begin("Wait", id="box") for _ in range(3)]
+    rig.call("State", id="box")
+    with no_traceback(host):
+        with dead_daemon(host):
+            _spoil(log, -2, 60, 2)
+        with pytest.raises(Internal, match="call log is unreadable"):
+            ends[1].result(15)
+        rig.call("Kill", id="box", signal=9)
+        assert [end.result(15).exit_status for end in ends[::2]] == [137, 137]
+        rig.call("Delete", id="box")
+        rig.events.until("box", "delete")
+    log.with_name("calls.unreadable").unlink()
+
+
+def test_where_damage_hides_how_many_calls_there_were_nobody_waits_for_ever(
+    rig: Rig, host: Host
+) -> None:
+    """Who has connected later than that is served as ever."""
+    bundle = rig.running("box", "sleep", "1000")
+    rig.running("other", "sleep", "1000")
+    log = host.path("/run/sdshim/calls")
+    end = rig.begin("Wait", id="box")
+    rig.call("State", id="box")
+    later = rig.connect()
+    later_end = later.begin("Wait", id="other")
+    later.call("State", id="other")
+    with no_traceback(host):
+        with dead_daemon(host):
+            _spoil(log, -2, 0, 60)
+        with pytest.raises(Exception, match="closed"):
+            end.result(15)
+        rig.give_up(bundle)
+        assert not rig.unit_exists("box")
+        later.call("Kill", id="other", signal=9)
+        assert later_end.result(15).exit_status == 137
+        later.call("Delete", id="other")
+        rig.events.until("other", "delete")
     log.with_name("calls.unreadable").unlink()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,6 +24,9 @@ from tests.unit.ttrpc_kit import (
     send,
     until,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @aio
@@ -308,3 +312,40 @@ async def test_connections_whose_log_is_unreadable_are_ended_by_the_next_server_
         here.server.resume()
         here.server.reply((await here.call_arrived()).key, ok(b"x"))
         assert (await receive(other))[1].payload == b"x"
+
+
+def damage(log: Path, payload: bytes, offset: int, size: int) -> None:
+    """Turn bytes of the log, so far from where the payload of a call begins."""
+    data = bytearray(log.read_bytes())
+    at = data.index(payload) + offset
+    data[at : at + size] = bytes(255 - byte for byte in data[at : at + size])
+    log.write_bytes(data)
+
+
+@aio
+async def test_a_damaged_record_of_the_log_costs_its_call_or_the_connections_of_its_time() -> None:
+    async with house() as here:
+        log = here.directory / "calls"
+        first, second = here.connect(), here.connect()
+        for sock, payload in ((first, b"first one"), (second, b"second one")):
+            await send(sock, request(1, "Create", payload))
+            await here.call_arrived()
+        here.stop()
+        damage(log, b"first one", 0, 4)
+        await here.start()
+        here.server.resume()
+        assert (await receive(first))[1].code == 13
+        assert (await here.call_arrived()).payload == b"second one"
+        await send(first, request(3, "Create", b"first two"))
+        assert (await here.call_arrived(2)).payload == b"first two"
+        here.stop()
+        damage(log, b"second one", -100, 104)
+        await here.start()
+        here.server.resume()
+        for sock in (first, second):
+            assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+        late = here.connect()
+        await send(late, request(1, "Create", b"late"))
+        await here.call_arrived(2)
+        assert [call.payload for call in here.handlers.calls] == [b"first two", b"late"]
+        assert not {"conn.1", "conn.2"} & set(here.keeper.held)
