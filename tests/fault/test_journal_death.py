@@ -12,7 +12,7 @@ import pytest
 
 from tests.fault.strikes import kill_daemon
 from tests.system.conftest import rig
-from tests.system.test_journal import entries, since, wish
+from tests.system.journal import entries, since, wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable

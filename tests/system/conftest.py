@@ -15,7 +15,7 @@ from tests.system.client import Ctr
 from tests.system.taskclient import Rig, no_traceback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 LEFT = pytest.StashKey[set[str]]()
@@ -46,6 +46,25 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
 def ctr(host: Host) -> Ctr:
     """ctr with our runtime, in the namespace `default`."""
     return Ctr(host)
+
+
+@pytest.fixture
+def configured(host: Host) -> Iterator[Callable[[str], None]]:
+    """Gives the daemon a configuration; its own again afterwards."""
+    path = host.path("/etc/sdshim/config.toml")
+    before = path.read_text() if path.exists() else None
+    path.parent.mkdir(exist_ok=True)
+
+    def configure(text: str) -> None:
+        path.write_text(text)
+        host.run(["systemctl", "restart", "sdshim.service"])
+
+    yield configure
+    if before is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(before)
+    host.run(["systemctl", "restart", "sdshim.service"])
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.system import limits, rootfs
-from tests.system import test_journal as journal
+from tests.system import journal, limits, rootfs
 from tests.system.client import Ctr
 from tests.system.taskclient import ROOTFS, Rig, eventually
 

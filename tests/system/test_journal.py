@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sdshim.core.errors import ShimError
-from sdshim.pb import options_pb2
-from sdshim.pb.wellknown import pack
 from tests.system.jobs import Job, both
+from tests.system.journal import PUMP, entries, since, texts, wish
 from tests.system.taskclient import eventually, spec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.host import Host
     from tests.system.client import Ctr
@@ -24,34 +23,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
 INVALID, PRECONDITION = 3, 9
-PUMP = "sdshim.pump.service"
-
-
-def entries(host: Host, *matches: str) -> list[dict[str, Any]]:
-    """What journalctl shows of output, oldest first: all that is sent by now."""
-    host.run(["journalctl", "--sync"])
-    argv = ["journalctl", "-o", "json", "--all", "--no-pager", *matches]
-    lines = [json.loads(line) for line in host.run(argv).stdout.splitlines()]
-    # (--after-cursor leaves the first match out when the cursor's own entry is none)
-    lines = [line for line in lines if f"--cursor={line['__CURSOR']}" not in matches]
-    return [line for line in lines if line.get("_SYSTEMD_UNIT") == PUMP]
-
-
-def texts(host: Host, *matches: str) -> list[str]:
-    """Their messages, of whichever stream."""
-    return sorted(str(entry["MESSAGE"]) for entry in entries(host, *matches))
-
-
-def since(host: Host) -> str:
-    """A match for what comes after this moment."""
-    host.run(["journalctl", "--sync"])
-    shown = host.run(["journalctl", "-n0", "--show-cursor", "--no-pager"]).stdout
-    return f"--cursor={shown.rpartition('cursor: ')[2].strip()}"
-
-
-def wish(**options: Any) -> Any:
-    """Options of a task."""
-    return pack(options_pb2.Options(**options))
 
 
 @both
@@ -231,21 +202,6 @@ def test_a_user_who_is_not_root_opens_its_streams_again(rig: Rig, host: Host, wh
 
 
 # --- where it is configured
-
-
-@pytest.fixture
-def configured(host: Host) -> Iterator[Callable[[str], None]]:
-    """Give the daemon a configuration; its own again afterwards."""
-    path = host.path("/etc/sdshim/config.toml")
-
-    def configure(text: str) -> None:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-        host.run(["systemctl", "restart", "sdshim.service"])
-
-    yield configure
-    path.unlink()
-    host.run(["systemctl", "restart", "sdshim.service"])
 
 
 @pytest.mark.roots("self")

@@ -250,22 +250,11 @@ def test_a_program_without_its_interpreter_is_told(rig: Rig, home: Path) -> None
     assert "it has ended with status 127" in fails(job(rig, "init", f"binary://{HOME}/logger"))
 
 
-@pytest.fixture
-def impatient(host: Host) -> Iterator[None]:
-    """A daemon that waits 1 s for a logger to be ready."""
-    host.run(["mkdir", "-p", "/etc/sdshim"])
-    host.path("/etc/sdshim/config.toml").write_text("logger_timeout = 1.0\n")
-    host.run(["systemctl", "restart", "sdshim.service"])
-    yield
-    host.path("/etc/sdshim/config.toml").unlink()
-    host.run(["systemctl", "restart", "sdshim.service"])
-
-
 @both
-@pytest.mark.usefixtures("impatient")
 def test_a_logger_that_never_gets_ready_does_not_hang_the_call(
-    rig: Rig, program: Callable[..., str], where: str
+    rig: Rig, program: Callable[..., str], configured: Callable[[str], None], where: str
 ) -> None:
+    configured("logger_timeout = 1.0\n")
     made = job(rig, where, program("trap '' TERM; while :; do sleep 1; done"), "true")
     assert "it is not ready within 1 s" in fails(made)
 

@@ -15,7 +15,7 @@ from tests.system.limits import MIB, bound
 from tests.system.taskclient import Rig, spec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from tests.host import Host
 
@@ -183,21 +183,6 @@ def test_ip_traffic_is_counted_when_asked_for(rig: Rig, host: Host) -> None:
 # --- device rules
 
 
-@pytest.fixture
-def shows_device_rules(host: Host) -> Iterator[None]:
-    path = host.path("/etc/sdshim/config.toml")
-    before = path.read_text() if path.exists() else None
-    path.parent.mkdir(exist_ok=True)
-    path.write_text((before or "") + "device_rules = true\n")
-    host.run(["systemctl", "restart", "sdshim.service"])
-    yield
-    if before is None:
-        path.unlink()
-    else:
-        path.write_text(before)
-    host.run(["systemctl", "restart", "sdshim.service"])
-
-
 RULES = [
     {"allow": False, "access": "rwm"},
     {"allow": True, "type": "c", "access": "m"},
@@ -208,8 +193,9 @@ RULES = [
 
 @pytest.mark.cgroup("v2")
 def test_device_rules_show_when_asked_for_and_let_the_container_work(
-    rig: Rig, host: Host, shows_device_rules: None
+    rig: Rig, host: Host, configured: Callable[[str], None]
 ) -> None:
+    configured("device_rules = true\n")
     script = "echo x >/dev/null && echo well; cat; exit 3"
     bundle = rig.bundle(BOX, spec=_limited({"devices": RULES}, "sh", "-c", script))
     streams = {name: bundle.fifo(name) for name in ("stdin", "stdout")}
