@@ -162,13 +162,14 @@ async def _explain(node: Node, task: Task, result: str) -> ShimError:
     me = task.identity
     folder = node.store.folder(me)
     printed = " ".join(node.store.text(me, STDERR).split())
-    if text := await timings.mount_failure(node, me.unit, "ExecStartPre", printed):
+    stopped = result == units.STOPPED
+    if text := await timings.mount_failure(node, me.unit, "ExecStartPre", printed, stopped=stopped):
         return UnknownError(text)
     default = f"unit {me.unit}: start job {result}"
     for create in await timings.ran(node, me.unit, "ExecStart"):
         if create.failure:
             default = f"{me.runtime.binary} did not terminate successfully: {create.failure}"
-            if late := await timings.out_of_time(node, me.unit):
+            if late := await timings.out_of_time(node, me.unit, stopped=stopped):
                 default = f"{me.runtime.binary} {late}"
     default += f": {printed}" if printed else ""
     return node.runtime.failure(folder, "OCI runtime create failed", default)

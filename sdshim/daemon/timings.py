@@ -59,27 +59,34 @@ async def ran(node: Node, unit: str, line: Literal["ExecStartPre", "ExecStart"])
 
 
 async def mount_failure(
-    node: Node, unit: str, line: Literal["ExecStartPre", "ExecStart"], printed: str
+    node: Node,
+    unit: str,
+    line: Literal["ExecStartPre", "ExecStart"],
+    printed: str,
+    *,
+    stopped: bool = False,
 ) -> str:
-    """Stock's words when a mount line of the unit has failed; empty when none has."""
+    """Stock's words when a mount line of the unit has failed; empty when none has. `stopped` as
+    for `out_of_time`."""
     for mount in await ran(node, unit, line):
         if mount.failure:
             text = printed or f"{mount.argv[0]}: {mount.failure}"
-            if late := await out_of_time(node, unit):
+            if late := await out_of_time(node, unit, stopped=stopped):
                 text = f"{' '.join(mount.argv)} {late}"
             return f"failed to mount rootfs component: {text}"
     return ""
 
 
-async def out_of_time(node: Node, unit: str) -> str:
-    """What is to be said of a command that was still running when the unit's start was given up;
-    empty when it was not."""
-    try:
-        result = await node.manager.get_unit_property(unit, "Service", "Result")
-    except ShimError:
-        return ""
-    if result != "timeout":
-        return ""
+async def out_of_time(node: Node, unit: str, *, stopped: bool = False) -> str:
+    """What is to be said of a command that was still running when the unit's start was given up, by
+    systemd or (`stopped`) by us; empty when it was not."""
+    if not stopped:
+        try:
+            result = await node.manager.get_unit_property(unit, "Service", "Result")
+        except ShimError:
+            return ""
+        if result != "timeout":
+            return ""
     return f"did not end within {node.config.create_timeout:g} s (create_timeout) and was killed"
 
 

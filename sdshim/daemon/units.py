@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STOPPED = "timeout"
+"""Result of a start that took longer than `create_timeout` and was ended by us. (systemd's own
+time-out makes a start job fail.)"""
 PRUNE_PAUSES_S = (0.005, 0.02, 0.1, 0.3, 0.0)
 """Between the tries to remove a cgroup that is in use."""
 
@@ -136,7 +139,7 @@ async def _ended(node: Node, me: Identity, job: Job) -> str:
     except TimeoutError:  # for other units systemd does this
         stop = await node.manager.stop(me.unit)
         await stop.wait()
-        return "timeout"
+        return STOPPED
     finally:
         made.cancel()
         ended.cancel()

@@ -15,7 +15,7 @@ from sdshim.pb import runc_pb2
 from sdshim.pb.wellknown import pack
 from tests.fault.strikes import daemon_pid, kill_daemon
 from tests.system.conftest import nobody_notices, rig
-from tests.system.taskclient import HOME, eventually, exec_spec
+from tests.system.taskclient import HOME, eventually, exec_spec, spec_of
 from tests.system.test_update import _any
 
 if TYPE_CHECKING:
@@ -87,8 +87,11 @@ def runtime(rig: Rig, impatient: None) -> Iterator[Runtime]:
     made.work()  # (the rig still needs it)
 
 
-def _bundle(rig: Rig, *command: str) -> tuple[Bundle, dict[str, Any]]:
-    bundle = rig.bundle("hung", *(command or ("sleep", "1000")))
+def _bundle(
+    rig: Rig, *command: str, notes: dict[str, str] | None = None
+) -> tuple[Bundle, dict[str, Any]]:
+    spec = spec_of(*(command or ("sleep", "1000"))) | {"annotations": notes or {}}
+    bundle = rig.bundle("hung", spec=spec)
     options = pack(runc_pb2.Options(binary_name=HANGS))
     return bundle, {"id": "hung", "bundle": bundle.path, "options": options}
 
@@ -105,11 +108,12 @@ def _end(rig: Rig) -> None:
 
 
 @pytest.mark.usefixtures("nobody_notices")
+@pytest.mark.parametrize("notify", ["false", "true"])  # systemd ends it, or the daemon
 def test_a_create_that_hangs_fails_and_leaves_nothing(
-    rig: Rig, host: Host, runtime: Runtime
+    rig: Rig, host: Host, runtime: Runtime, notify: str
 ) -> None:
     runtime.hang("create")
-    bundle, fields = _bundle(rig)
+    bundle, fields = _bundle(rig, notes={"io.sdshim.notify": notify})
     code, text = rig.refused("Create", **fields)
     assert code == Code.UNKNOWN
     assert "OCI runtime create failed" in text

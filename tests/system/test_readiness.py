@@ -13,6 +13,8 @@ from sdshim.pb.wellknown import pack
 from tests.system.taskclient import Rig, dead_daemon, eventually, exec_spec, no_daemon, spec_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.host import Host
     from tests.system.taskclient import Bundle
 
@@ -209,6 +211,21 @@ def test_a_container_that_never_gets_ready_is_no_different_for_containerd(
     assert rig.call("Wait", id=BOX).exit_status == 137
     assert rig.call("Delete", id=BOX).exit_status == 137
     assert not rig.unit_exists(BOX)
+
+
+def test_a_container_may_take_longer_to_get_ready_than_a_create(
+    rig: Rig, host: Host, configured: Callable[[str], None]
+) -> None:
+    configured("create_timeout = 1.0\n")
+    bundle = _up(rig)
+    rig.call("Exec", id=BOX, exec_id="x", spec=exec_spec("sleep", "1.5"))
+    rig.call("Start", id=BOX, exec_id="x")
+    rig.call("Wait", id=BOX, exec_id="x")
+    rig.call("Delete", id=BOX, exec_id="x")
+    assert _shown(host, "ActiveState", "SubState") == ["activating", "start"]
+    _say(bundle, "READY=1")
+    assert _state(host) == "active"
+    assert rig.call("State", id=BOX).status == RUNNING
 
 
 @pytest.mark.parametrize("status", [0, 3])
