@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sdshim.core.errors import NotFound, ResourceExhausted, UnknownError
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import RecordedReply
-from sdshim.daemon import execs, teardown, units
+from sdshim.daemon import execs, exits, teardown, units
 from sdshim.daemon.kill import kill_init
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.runtime import bundle
@@ -87,12 +87,20 @@ async def _end(node: Node, task: Task) -> None:
 
 async def discard(node: Node, task: Task) -> None:
     """Remove what is left of a task that the launcher has ended while no daemon was there;
-    containerd has published its end. A Create that waits for it must not make it again."""
+    containerd has published its end. A Create that waits for it must not make it again, and a Wait
+    on a connection that is still there must not wait for ever."""
     _mute(task)
     async with task.lock:
+        await exits.execs_ended(node, task)
+        if cut := CUT.get(task.phase):
+            task.see(cut)
+        if task.pid and not task.exited.is_set():
+            task.see(Seen.EXITED, exit=await exits.find_out(node, task))
         await _remove_parts(node, task)
         if task.phase is Phase.CREATING:
             task.see(Seen.CREATE_FAILED)
+        elif task.phase is Phase.CREATED:  # it was to be restored
+            task.see(Seen.DELETED)
         node.tasks.pop(task.key, None)
         node.store.remove(task.identity)
 

@@ -99,7 +99,7 @@ async def ended(node: Node, task: Process) -> None:
     terminals.ended(task)
     node.output.ended(task)
     if isinstance(task, Task):
-        await _execs_ended(node, task)
+        await execs_ended(node, task)
         exit = oom.judged(node, task, exit)
         oom.unwatch(task)
         if node.store.was_cleaned(task.identity):  # by the launcher, while we did not answer it
@@ -139,7 +139,7 @@ def _end_the_others(task: Task) -> None:
         cgroup.kill(me.cgroup)
 
 
-async def _execs_ended(node: Node, task: Task) -> None:
+async def execs_ended(node: Node, task: Task) -> None:
     """An init's exit is published last (protocol 7.4): wait for the execs that still run. One whose
     OCI runtime hangs would keep its lock, and Delete waiting."""
     running = [e for e in task.execs.values() if e.phase in (Phase.STARTING, Phase.RUNNING)]
