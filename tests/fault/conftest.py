@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from tests.system.conftest import ctr, host, leaves_nothing_behind
+from tests.system.conftest import (
+    ctr,
+    host,
+    leaves_nothing_behind,
+    mount_folder,
+    nobody_notices,
+    rig,
+)
 
-__all__ = ["ctr", "host", "leaves_nothing_behind"]
+__all__ = ["ctr", "host", "leaves_nothing_behind", "mount_folder", "nobody_notices", "rig"]

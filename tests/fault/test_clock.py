@@ -10,8 +10,8 @@ import pytest
 
 from sdshim.core.errors import Code
 from sdshim.pb import task_v2_pb2 as pb
+from tests.fault.daemons import limited
 from tests.fault.strikes import daemon_pid
-from tests.fault.test_descriptors import limited
 from tests.system.conftest import rig
 from tests.system.rawsocket import RawSocket
 from tests.system.taskclient import exec_spec, no_traceback

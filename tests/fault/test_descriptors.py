@@ -3,45 +3,24 @@ before anything is lost, and all that runs goes on."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from sdshim.core.errors import Code
+from tests.fault.daemons import limited
+from tests.fault.marks import fault_on
 from tests.fault.strikes import daemon_pid, kill_daemon
-from tests.system.conftest import rig
+from tests.system.doctor.kit import doctor
 from tests.system.taskclient import eventually, exec_spec, no_traceback
-from tests.system.test_doctor import doctor, drop_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.host import Host
     from tests.system.taskclient import Bundle, Rig
 
-__all__ = ["rig"]
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.fault,
-    pytest.mark.timeout(60),
-    pytest.mark.roots("self"),
-    pytest.mark.cgroup("v1"),
-]
+pytestmark = fault_on("self", "v1")
 
 STDIO = ("stdin", "stdout", "stderr")
-
-
-@contextlib.contextmanager
-def limited(host: Host, line: str) -> Iterator[Path]:
-    """A daemon with a line of its own in [Service]; the file with it."""
-    restart = "systemctl daemon-reload; systemctl restart sdshim.service"
-    with drop_in(host, "sdshim.service", f"[Service]\n{line}\n") as path:
-        host.run(["sh", "-c", restart])
-        yield host.path(path)
-    host.run(["sh", "-c", restart])
 
 
 def _with_fifos(rig: Rig, id_: str) -> tuple[Bundle, dict[str, str]]:

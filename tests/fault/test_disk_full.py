@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sdshim.core.errors import Code
+from tests.fault.daemons import next_daemon_waits
 from tests.fault.strikes import daemon_pid, kill_daemon
 from tests.system.conftest import rig
 from tests.system.taskclient import eventually, exec_spec, no_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.host import Host
     from tests.system.taskclient import Rig
@@ -93,24 +93,6 @@ def test_new_work_is_refused_and_what_runs_ends_as_ever(rig: Rig, host: Host, wh
     rig.call("Start", id="other", exec_id="e")
     rig.call("Kill", id="other", signal=signal.SIGKILL)
     assert ends["other"].result(10).exit_status == 137
-
-
-@contextlib.contextmanager
-def next_daemon_waits(host: Host) -> Iterator[Path]:
-    """The daemon after this one starts when the file is there. (No drop-in can be taken away while
-    /run is full: systemd does not reload then.)"""
-    folder, go = host.path("/etc/systemd/system/sdshim.service.d"), "/tmp/go"
-    folder.mkdir(parents=True, exist_ok=True)
-    wait = f"until [ -e {go} ]; do sleep 0.02; done"
-    (folder / "wait.conf").write_text(f"[Service]\nExecStartPre=/bin/sh -c '{wait}'\n")
-    host.run(["systemctl", "daemon-reload"])
-    try:
-        yield host.path(go)
-    finally:
-        host.path(go).touch()
-        (folder / "wait.conf").unlink()
-        host.run(["systemctl", "daemon-reload"])
-        host.path(go).unlink()
 
 
 @pytest.mark.parametrize("what", WHATS)

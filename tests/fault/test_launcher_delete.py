@@ -17,9 +17,9 @@ import pytest
 from sdshim.core.errors import Code
 from sdshim.pb import task_types_pb2
 from sdshim.pb import task_v2_pb2 as pb
+from tests.fault.daemons import next_daemon_waits
+from tests.fault.marks import fault_on
 from tests.fault.strikes import daemon_pid, kill_daemon
-from tests.fault.test_disk_full import next_daemon_waits
-from tests.system.conftest import rig
 from tests.system.taskclient import HOME, Bundle, eventually, no_traceback
 
 if TYPE_CHECKING:
@@ -28,14 +28,7 @@ if TYPE_CHECKING:
     from tests.host import Host
     from tests.system.taskclient import Rig
 
-__all__ = ["rig"]
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.fault,
-    pytest.mark.timeout(60),
-    pytest.mark.roots("self"),
-    pytest.mark.cgroup("v2"),
-]
+pytestmark = fault_on("self", "v2")
 
 UNITS = ["sdshim.socket", "sdshim.service"]
 

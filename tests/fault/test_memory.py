@@ -5,25 +5,16 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-import pytest
-
+from tests.fault.daemons import limited
+from tests.fault.marks import fault_on
 from tests.fault.strikes import daemon_pid
-from tests.fault.test_descriptors import limited
-from tests.system.conftest import rig
 from tests.system.taskclient import eventually
 
 if TYPE_CHECKING:
     from tests.host import Host
     from tests.system.taskclient import Rig
 
-__all__ = ["rig"]
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.fault,
-    pytest.mark.timeout(60),
-    pytest.mark.roots("trixie"),
-    pytest.mark.cgroup("v1"),  # where there is a memory controller
-]
+pytestmark = fault_on("trixie", "v1")  # where there is a memory controller
 
 GROUP = "/sys/fs/cgroup/memory/system.slice/sdshim.service"
 EATER = f"echo 1000 >/proc/$1/oom_score_adj; echo $$ >{GROUP}/cgroup.procs; exec tail /dev/zero"

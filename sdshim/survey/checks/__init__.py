@@ -1,7 +1,7 @@
 """Doctor's checks: one list, one small function each. A check reads facts and changes nothing.
 
 A new one is a function of `Facts` that yields findings, a line in CHECKS, and a test that makes the
-fault on a booted host (tests/system/test_doctor.py).
+fault on a booted host (tests/system/doctor).
 """
 
 from __future__ import annotations
