@@ -37,18 +37,12 @@ def _environment(node: Node, request: Any, task: Task | None) -> list[str]:
     found: list[str] = []
     folder = getattr(request, "bundle", "") or (task.identity.bundle if task else "")
     if folder.startswith("/"):
-        with contextlib.suppress(ShimError, ValueError):  # then no runtime has read it either
-            found += _of(bundle.load_spec(Path(folder)).get("process"))
+        found += bundle.environment(Path(folder))
     child = task.execs.get(getattr(request, "exec_id", "")) if task else None
     with contextlib.suppress(OSError, ValueError, RecursionError):
         if child:
             path = node.store.folder(child.identity) / PROCESS_SPEC
-            found += _of(json.loads(path.read_bytes()))
+            found += bundle.entries(json.loads(path.read_bytes()))
         elif hasattr(request, "spec"):
-            found += _of(json.loads(request.spec.value))
+            found += bundle.entries(json.loads(request.spec.value))
     return found
-
-
-def _of(process: object) -> list[str]:
-    listed = process.get("env") if isinstance(process, dict) else None
-    return [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []

@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from sdshim.core.errors import InvalidArgument, NotFound, ResourceExhausted
+from sdshim.core.errors import InvalidArgument, NotFound, ResourceExhausted, ShimError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +39,21 @@ def load_spec(bundle: Path) -> dict[str, Any]:
         raise InvalidArgument(f"{path} is not an OCI runtime spec for Linux")
     _check_cgroup(path, cgroups_path(spec))
     return spec
+
+
+def environment(bundle: Path) -> list[str]:
+    """The `NAME=value` entries of the container's process; none when no spec can be read: then no
+    runtime has read one either."""
+    try:
+        return entries(load_spec(bundle).get("process"))
+    except (ShimError, ValueError):
+        return []
+
+
+def entries(process: object) -> list[str]:
+    """The environment of an OCI Process, as far as it is one."""
+    listed = process.get("env") if isinstance(process, dict) else None
+    return [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
 
 
 def _read(path: Path) -> bytes:

@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdshim.core.discretion import discreet
 from sdshim.core.errors import DeadlineExceeded, NotFound, ShimError, Unavailable, UnknownError
 from sdshim.core.points import nowhere
-from sdshim.runtime import commands, process
+from sdshim.runtime import bundle, commands, process
 from sdshim.runtime.criu import Criu
 from sdshim.runtime.sealed import Sealed
 
@@ -92,25 +93,25 @@ class OciRuntime:
         """`start` under the lock that tells a later daemon whether it still runs."""
         argv = commands.start(self._base(me, state_dir), me.id)
         with _locked(state_dir / START_LOCK) as lock:
-            await self._run(argv, state_dir, "OCI runtime start failed", lock)
+            await self._run(me, argv, state_dir, "OCI runtime start failed", lock)
 
     async def pause(self, me: Identity, state_dir: Path) -> None:
         """`pause`; a later daemon waits for its end by `settled`."""
         argv = commands.pause(self._base(me, state_dir), me.id)
         with _locked(state_dir / LOCK) as lock:
-            await self._run(argv, state_dir, "OCI runtime pause failed", lock)
+            await self._run(me, argv, state_dir, "OCI runtime pause failed", lock)
 
     async def resume(self, me: Identity, state_dir: Path) -> None:
         """`resume`; a later daemon waits for its end by `settled`."""
         argv = commands.resume(self._base(me, state_dir), me.id)
         with _locked(state_dir / LOCK) as lock:
-            await self._run(argv, state_dir, "OCI runtime resume failed", lock)
+            await self._run(me, argv, state_dir, "OCI runtime resume failed", lock)
 
     async def update(self, me: Identity, state_dir: Path, resources: Path) -> None:
         """`update` with the LinuxResources in a file; a later daemon waits by `settled`."""
         argv = commands.update(self._base(me, state_dir), me.id)
         with _locked(state_dir / LOCK) as lock:
-            await self._run(argv, state_dir, "OCI runtime update failed", lock, resources)
+            await self._run(me, argv, state_dir, "OCI runtime update failed", lock, resources)
 
     async def settled(self, state_dir: Path) -> None:
         """Wait for the `pause`, `resume` or `update` that an earlier daemon has begun."""
@@ -132,7 +133,7 @@ class OciRuntime:
         for forced in (force, force, True):
             argv = commands.delete(self._base(me, state_dir), me.id, force=forced)
             try:
-                await self._run(argv, state_dir, "failed to delete task")
+                await self._run(me, argv, state_dir, "failed to delete task")
                 return
             except UnknownError as error:
                 if "does not exist" in str(error) or not self._knows(
@@ -167,6 +168,7 @@ class OciRuntime:
 
     async def _run(
         self,
+        me: Identity,
         argv: list[str],
         state_dir: Path,
         prefix: str,
@@ -195,7 +197,9 @@ class OciRuntime:
         if status:
             text = commands.error_text(_tail(log), _tail(output))
             detail = text or f"{argv[0]} did not terminate successfully: exit status {status}"
-            raise UnknownError(f"{prefix}: {detail}")
+            # Here and not only where a call is answered: spans and the log quote it first.
+            environment = bundle.environment(Path(me.bundle))
+            raise UnknownError(f"{prefix}: {discreet(detail, environment)}")
 
     def _hangs(self, prefix: str, binary: str) -> DeadlineExceeded:
         text = f"{prefix}: {binary} did not end within {self._seconds:g} s and was killed"

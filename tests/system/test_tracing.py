@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,84 +12,23 @@ from sdshim.core.spans import format_traceparent
 from sdshim.pb import types_pb2
 from tests.host import Host
 from tests.system.client import Ctr
-from tests.system.taskclient import ROOTFS, V2, V3, Rig, eventually, spec_of
+from tests.system.taskclient import ROOTFS, V2, V3, Rig, spec_of
+from tests.system.traces import Record, Traces, traced_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.system
 
-TREE = Path(__file__).parents[2]
-DEPS = "/usr/local/lib/sdshim/deps"
-OUT = "/tmp/spans.jsonl"
-PORT = "4318"
 MS = 1_000_000
 CALLS = ("Connect", "Start", "State", "Pids", "CloseIO", "Kill", "Wait", "Delete", "Shutdown")
-Record = dict[str, Any]
-
-
-class Traces:
-    """What the collector has written so far."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-
-    def all(self) -> list[Record]:
-        """Every span that has come."""
-        lines = self.host.path(OUT).read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def of(self, task: str) -> list[Record]:
-        """Those of one container."""
-        return [span for span in self.all() if span["attributes"].get("container.id") == task]
-
-    def find(self, task: str, name: str, topic: str = "", count: int = 1) -> list[Record]:
-        """Wait for spans of a container by (the end of) their name."""
-
-        def found() -> list[Record]:
-            return [
-                span
-                for span in self.of(task)
-                if span["name"].endswith(name)
-                and topic in span["attributes"].get("messaging.destination.name", "")
-            ]
-
-        eventually(lambda: len(found()) >= count, f"{count} spans {name} of {task}")
-        return found()
-
-    def one(self, task: str, name: str, topic: str = "") -> Record:
-        """Wait for the only span of that name; of an event, the attempt that arrived."""
-        if topic:
-            eventually(
-                lambda: any(not s["error"] for s in self.find(task, name, topic)),
-                f"{topic} of {task} delivered",
-            )
-        (span,) = (s for s in self.find(task, name, topic) if not (topic and s["error"]))
-        return span
 
 
 @pytest.fixture(scope="module")
 def traced(host: Host) -> Iterator[Host]:
     """A host like the session's, its daemon tracing, a collector in its network."""
-    env = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{PORT}",
-        "OTEL_BSP_SCHEDULE_DELAY": "50",
-    }
-    with Host(host.root.name, host.cgroup, env=env, binds={"/mnt/tree": str(TREE)}) as booted:
-        collector = booted.popen(
-            ["/usr/bin/python3", "-m", "tests.tools.collector", "--port", PORT, "--out", OUT],
-            env={"PYTHONPATH": f"{DEPS}:/mnt/tree", "PYTHONDONTWRITEBYTECODE": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert collector.stdout is not None
-            assert "listening" in collector.stdout.readline()
-            yield booted
-        finally:
-            booted.send_signal(collector, 15)
-            collector.communicate(timeout=10)
-        assert booted.leftovers(wait=5) == []
+    with traced_host(host) as booted:
+        yield booted
 
 
 @pytest.fixture

@@ -33,3 +33,16 @@ def test_values_are_hidden_and_ordinary_words_stay(text: str, told: str) -> None
 
 def test_a_value_within_a_value_leaves_nothing_of_the_longer_one() -> None:
     assert discreet("longsecret-and-more", ["A=longsecret", "B=longsecret-and-more"]) == "…"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'env: ["KEY=one\\n\\"two\\" \\u00e4"]',
+        'env: ["KEY=one\\n\\"two\\" ä"]',
+        'env: [KEY=one "two" ä]',
+        'env: [KEY=one\n"two" ä]',
+    ],
+)
+def test_a_value_is_found_as_json_quotes_it_and_when_its_lines_are_one(text: str) -> None:
+    assert "two" not in discreet(text, ['KEY=one\n"two" ä'])
