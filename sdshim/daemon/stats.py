@@ -3,12 +3,13 @@
 systemd removes the cgroup when the unit's exit hook has ended, 5 to 20 ms after the exit. So the
 counters are read once when the exit is noticed, and kept as they are in the task's state folder,
 where the next daemon finds them too; nobody pays for making a message of them who does not ask.
-A busy daemon can come too late, a dead one does: what the hook has put by tells then at least
-whether the kernel has killed a process for want of memory, and it is the later word on that anyway.
+A busy daemon can come too late, a dead one does: then the hook has copied them. What it has put by
+of OOM kills is the later word in any case.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from typing import TYPE_CHECKING
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT = "counters.json"
+COPIED = "counters"
+"""By the exit hook, which looks for the other first."""
 
 
 def stats(node: Node, task: Task) -> bytes:
     """StatsResponse. Raises NotFound in stock's words when the cgroup went before it was read."""
     reader = counters.reader()
-    found = _kept(node, task) or reader.read(task.identity.cgroup) or {}
+    found = _kept(node, task, reader) or reader.read(task.identity.cgroup) or {}
     if text := node.store.text(task.identity, OOM):  # later than what we have read
         found[reader.oom] = text
     if not found:
@@ -54,11 +57,15 @@ def keep(node: Node, process: Process) -> None:
         log.warning("no statistics of %s after its exit: %s", process, error)
 
 
-def _kept(node: Node, task: Task) -> counters.Counters | None:
-    """What `keep` has put by, None when that is nothing."""
-    try:
-        data = (node.store.folder(task.identity) / KEPT).read_bytes()
-        found = json.loads(data)
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+def _kept(node: Node, task: Task, reader: counters.Reader) -> counters.Counters:
+    """What `keep` and the hook have put by. Of a cgroup that was going away either may have read a
+    part."""
+    folder = node.store.folder(task.identity)
+    found: counters.Counters = {}
+    with contextlib.suppress(OSError):
+        found = reader.parse((folder / COPIED).read_text(errors="replace"))
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads((folder / KEPT).read_bytes())
+        if isinstance(kept, dict):
+            found |= kept
+    return found

@@ -91,9 +91,23 @@ class Reader:
         found: Counters = {}
         for base, files in self._places:
             _read_folder(base + cgroup, files, found)
+        self._name_devices(found)
+        return found or None
+
+    def parse(self, lines: str) -> Counters:
+        """The same from what the exit hook has copied, `NAME:LINE` for each line of each file."""
+        known = {name for _, files in self._places for name in files}
+        found: Counters = {}
+        for line in lines.splitlines(keepends=True):
+            name, _, rest = line.partition(":")
+            if name in known and rest.endswith("\n"):
+                found[name] = found.get(name, "") + rest
+        self._name_devices(found)
+        return found
+
+    def _name_devices(self, found: Counters) -> None:
         if any(name.startswith("blkio.") and ":" in text for name, text in found.items()):
             _read_folder(self._partitions.parent, (self._partitions.name,), found)
-        return found or None
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -65,18 +64,13 @@ def _worked(rig: Rig, id_: str, spec: Any = None) -> None:
 
 
 @contextmanager
-def _lingering(host: Host, id_: str) -> Iterator[None]:
-    """The unit of a container made in this block needs a second from its exit to its end: else the
-    daemon, on a busy machine, may come to see the exit when systemd has removed the cgroup."""
-    folder = host.path(f"/run/systemd/system/sdshim-default-{id_}.service.d")
-    folder.mkdir()
-    (folder / "linger.conf").write_text("[Service]\nExecStopPost=/bin/sleep 1\n")
-    host.run(["systemctl", "daemon-reload"])
+def _stopped_daemon(host: Host) -> Iterator[None]:
+    """The daemon does nothing in this block."""
+    host.run(["systemctl", "kill", "--signal=STOP", "sdshim.service"])
     try:
         yield
     finally:
-        shutil.rmtree(folder)
-        host.run(["systemctl", "daemon-reload"])
+        host.run(["systemctl", "kill", "--signal=CONT", "sdshim.service"])
 
 
 def _end(rig: Rig, host: Host, id_: str) -> int:
@@ -202,11 +196,10 @@ def _at(tree: Any, path: str) -> Any:
 
 
 def test_the_last_counters_stay_until_delete(rig: Rig, host: Host) -> None:
-    with _lingering(host, "past"):
-        _worked(rig, "past")
-        alive = _stats(rig, host, "past")
-        rig.call("Kill", id="past", signal=SIGKILL)
-        assert _end(rig, host, "past") == 128 + SIGKILL
+    _worked(rig, "past")
+    alive = _stats(rig, host, "past")
+    rig.call("Kill", id="past", signal=SIGKILL)
+    assert _end(rig, host, "past") == 128 + SIGKILL
     last = _stats(rig, host, "past")
     assert _cpu(last, host) >= _cpu(alive, host) > 0
     assert {field.name for field, _ in last.ListFields()} == {
@@ -218,10 +211,9 @@ def test_the_last_counters_stay_until_delete(rig: Rig, host: Host) -> None:
 
 
 def test_the_last_counters_outlive_the_daemon(rig: Rig, host: Host) -> None:
-    with _lingering(host, "kept"):
-        _worked(rig, "kept")
-        rig.call("Kill", id="kept", signal=SIGKILL)
-        _end(rig, host, "kept")
+    _worked(rig, "kept")
+    rig.call("Kill", id="kept", signal=SIGKILL)
+    _end(rig, host, "kept")
     last = _stats(rig, host, "kept")
     daemon = rig.daemon_pid()
     host.run(["systemctl", "kill", "--signal=KILL", "sdshim.service"])
@@ -229,12 +221,27 @@ def test_the_last_counters_outlive_the_daemon(rig: Rig, host: Host) -> None:
     assert rig.daemon_pid() != daemon
 
 
+def test_the_last_counters_are_there_though_the_daemon_came_too_late(rig: Rig, host: Host) -> None:
+    _worked(rig, "late")
+    alive = _stats(rig, host, "late")
+    gone = folder(host, "late", "memory")
+    with _stopped_daemon(host):
+        host.run(["systemctl", "kill", "--signal=KILL", "sdshim-default-late.service"])
+        eventually(lambda: not gone.exists(), f"{gone} is removed")
+    assert _end(rig, host, "late") == 128 + SIGKILL
+    last = _stats(rig, host, "late")
+    assert _cpu(last, host) >= _cpu(alive, host) > 0
+    assert {field.name for field, _ in last.ListFields()} == {
+        field.name for field, _ in alive.ListFields()
+    }
+    rig.call("Delete", id="late")
+
+
 @pytest.mark.controllers
 def test_a_container_killed_for_want_of_memory_says_so_after_its_exit(rig: Rig, host: Host) -> None:
     spec = _limited("tail", "/dev/zero", memory=16 * MIB)
-    with _lingering(host, "hungry"):
-        rig.running("hungry", spec=spec)
-        assert _end(rig, host, "hungry") == 128 + SIGKILL
+    rig.running("hungry", spec=spec)
+    assert _end(rig, host, "hungry") == 128 + SIGKILL
     last = _stats(rig, host, "hungry")
     assert _oom_kills(last, host) > 0
     if host.cgroup == "v1":
@@ -251,12 +258,9 @@ def test_want_of_memory_is_known_when_the_daemon_was_not_there(rig: Rig, host: H
     bundle.write_spec(_limited("sh", "-c", "read x; exec tail /dev/zero", memory=16 * MIB))
     rig.call("Create", id="blind", bundle=bundle.path, stdin=bundle.fifo("stdin"))
     rig.call("Start", id="blind")
-    host.run(["systemctl", "kill", "--signal=STOP", "sdshim.service"])
-    try:
+    with _stopped_daemon(host):
         (bundle.outside / "stdin").write_text("go\n")
         gone = folder(host, "blind", "memory")
         eventually(lambda: not gone.exists(), f"{gone} is removed")
-    finally:
-        host.run(["systemctl", "kill", "--signal=CONT", "sdshim.service"])
     assert rig.call("Wait", id="blind").exit_status == 128 + SIGKILL
     assert _oom_kills(_stats(rig, host, "blind"), host) > 0

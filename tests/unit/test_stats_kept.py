@@ -135,3 +135,20 @@ def test_the_exit_hooks_count_fills_what_was_gone(box: Box) -> None:
     (box.state / OOM).write_text("oom_kill 5\n")
     assert box.kills() == 5
     assert box.stats().memory.unevictable == 4096
+
+
+def test_what_the_exit_hook_has_copied_stands_in_for_the_cgroup(box: Box) -> None:
+    box.remove()
+    lines = f"memory.stat:unevictable 4096\n{box.oom}:low 0\n{box.oom}:oom_kill 2\nother:1\nmemory"
+    (box.state / stats.COPIED).write_text(lines)
+    assert box.kills() == 2
+    assert box.stats().memory.unevictable == 4096
+
+
+def test_what_the_daemon_has_read_wins_over_the_hooks_copy(box: Box) -> None:
+    (box.state / stats.COPIED).write_text(f"memory.stat:unevictable 1\n{box.oom}:oom_kill 2\n")
+    (box.cgroup / "memory.stat").write_text("unevictable 4096\n")
+    stats.keep(box.node, box.task)
+    box.remove()
+    assert box.stats().memory.unevictable == 4096
+    assert box.kills() == 2
