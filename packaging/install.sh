@@ -11,6 +11,7 @@
 #   bin/sdshim, bin/containerd-shim-systemd-v1
 #   share/bash-completion/completions/sdshim, share/zsh/site-functions/_sdshim
 set -eu
+umask 022 # whatever root's is: root runs what lies here, everybody may call it
 
 # What sdshim imports; those the system has in the wanted version are not installed (see below).
 # OpenTelemetry's protocol package needs protobuf 5, Debian has 3.21: one interpreter can hold only

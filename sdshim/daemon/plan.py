@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,8 @@ def make(
         private_pids=bundle.private_pids(spec),
         checkpoint=checkpoint,
     )
+    if identity.rootfs:
+        _check_rootfs(folder)
     if checkpoint:
         images.check(identity)
     return Plan(identity, spec, describe(key, spec), systemd)
@@ -90,13 +93,23 @@ def bundle_folder(path: str) -> Path:
     if not path.startswith("/") or ".." in path.split("/") or not path.isprintable():
         raise InvalidArgument(f"bundle {path[:256]!r} is not a clean absolute path")
     try:
-        mode = Path(path).stat().st_mode
+        facts = Path(path).stat()
     except OSError as error:
         text = f"bundle {path[:256]} is not a directory"
         raise InvalidArgument(text, cause=error.strerror or "") from error
-    if not stat.S_ISDIR(mode):
+    if not stat.S_ISDIR(facts.st_mode):
         raise InvalidArgument(f"bundle {path} is not a directory")
+    if facts.st_uid != os.geteuid() or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        # What lies there is obeyed by root, and looked at more than once.
+        who = f"it is uid {facts.st_uid}'s, mode {stat.S_IMODE(facts.st_mode):04o}"
+        raise InvalidArgument(f"bundle {path} can be changed by others than root: {who}")
     return Path(path)
+
+
+def _check_rootfs(folder: Path) -> None:
+    """mount(8) would follow a link."""
+    if (folder / "rootfs").is_symlink():
+        raise InvalidArgument(f"{folder}/rootfs is a symbolic link: nothing is mounted there")
 
 
 def place(

@@ -21,6 +21,9 @@ from sdshim.host.blocking import apart
 UMOUNT_NOFOLLOW = 8
 MNT_DETACH = 2
 UNREACHABLE = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ESTALE)
+MOVED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Of a path on which somebody has moved something since it was read: it is read again."""
+MOVED_TRIES = 100
 BUSY_TRIES = 50
 BUSY_WAIT_S = 0.05
 UNMOUNT_S = 30.0
@@ -66,26 +69,64 @@ async def unmount_tree(path: Path) -> None:
 
 def _unmount_tree(path: Path, more: int = 0) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    flags = UMOUNT_NOFOLLOW | more
-    for point in mount_points(path.parent.resolve() / path.name, table):
-        if not _unmount(libc, point, flags):
-            flags |= MNT_DETACH
+    for _ in range(MOVED_TRIES):
+        table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+        points = mount_points(path.parent.resolve() / path.name, table)
+        if _unmounted(libc, points, UMOUNT_NOFOLLOW | more):
+            return
+    raise UnknownError(f"failed rootfs umount: what is mounted below {path} is moved all the time")
 
 
-def _unmount(libc: ctypes.CDLL, point: Path, flags: int) -> bool:
-    """False when it cannot be reached, below a FUSE mount whose program is dead: then it has to go
-    with that one."""
-    busy = 0
-    while libc.umount2(os.fsencode(point), flags) != 0:
-        code = ctypes.get_errno()
-        if code in (errno.EINVAL, errno.ENOENT):
-            return True
-        if code in UNREACHABLE:
+def _unmounted(libc: ctypes.CDLL, points: list[Path], flags: int) -> bool:
+    """Unmount each; False at once when one is not where it was."""
+    for point in points:
+        code = _unmount(libc, point, flags)
+        if code in MOVED:
             return False
+        if code:  # below a FUSE mount whose program is dead: it has to go with that one
+            flags |= MNT_DETACH
+    return True
+
+
+def _unmount(libc: ctypes.CDLL, point: Path, flags: int) -> int:
+    """Until nothing is left on a mount point; 0, or one of UNREACHABLE and MOVED."""
+    busy = 0
+    while code := _umount2(libc, point, flags):
+        if code == errno.EINVAL:
+            return 0
+        if code in UNREACHABLE or code in MOVED:
+            return code
         if code != errno.EBUSY or busy == BUSY_TRIES:
             raise UnknownError(f"failed rootfs umount: {point}: {os.strerror(code)}")
         busy += 1
         # The kernel tells nobody when a mount stops being busy: stock tries again as well.
         time.sleep(BUSY_WAIT_S)
-    return True
+    return 0
+
+
+def _umount2(libc: ctypes.CDLL, point: Path, flags: int) -> int:
+    """umount2(2) in the folder that the mount point is in; the error's number."""
+    try:
+        folder = _reached(point.parent)
+    except OSError as error:
+        return error.errno or errno.EIO
+    try:
+        place = f"/proc/self/fd/{folder}/{point.name}"
+        return 0 if libc.umount2(os.fsencode(place), flags) == 0 else ctypes.get_errno()
+    finally:
+        os.close(folder)
+
+
+def _reached(path: Path) -> int:
+    """A descriptor of a folder, come to without a symbolic link. mountinfo's paths have none, but
+    who may write below the rootfs can put one into the way afterwards, to where another mount of
+    the host is. Raises OSError."""
+    way = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open("/", way)
+    for name in path.parts[1:]:
+        try:
+            below = os.open(name, way, dir_fd=folder)
+        finally:
+            os.close(folder)
+        folder = below
+    return folder

@@ -151,7 +151,7 @@ def relative_lowerdirs(data: list[str]) -> tuple[str, list[str]]:
 def mount(request: Request) -> None:
     """Make the mount. Raises OSError; nothing is left then."""
     options = parse(request.options)
-    root = os.open(request.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = os.open(request.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     target = kernel.open_below(root, request.target)
     if options.flags & kernel.MS_REMOUNT:
         _mount(request, options, target)

@@ -51,7 +51,9 @@ forget() {
         TRIGGER_TIMER_MONOTONIC_USEC SERVICE_RESULT EXIT_CODE EXIT_STATUS
 }
 
+# With -C what has become a file since `-p` was asked is neither emptied nor written to.
 open_streams() {
+    set -C
     case $stdin in
         -) exec </dev/null ;;
         =) ;;
