@@ -1,14 +1,13 @@
 """Operations to die in: each prepared, done with the daemon dying meanwhile, judged, cleaned up.
 
-A scene is a function of a Stage. What it does after `stage.curtain()` may meet a dying daemon;
-after `stage.call(…)` everything must be as if nothing had happened.
+A scene is a function of a Stage (stage.py). What it does after `stage.curtain()` may meet a dying
+daemon; after `stage.call(…)` everything must be as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,89 +15,20 @@ from sdshim.core.errors import ShimError
 from sdshim.pb import task_types_pb2 as pb
 from sdshim.pb import types_pb2
 from tests.fault.drill import up
-from tests.system.checkpoints import HELD_FAILS, fake_criu, images
+from tests.fault.stage import PATIENCE
+from tests.system.checkpoints import HELD_FAILS, begin_restore, counting, fake_criu, images, say
+from tests.system.checkpoints import options as checkpoint_options
 from tests.system.taskclient import ROOTFS, eventually, exec_spec, spec_of
 from tests.system.test_update import _any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from concurrent.futures import Future
 
-    from tests.host import Host
-    from tests.system.taskclient import Bundle, Connection, Rig
+    from tests.fault.stage import Stage
 
-PATIENCE = 60.0
-"""Seconds for an operation in which many daemons die."""
 FRAME = 3 << 20
 """Bytes of the large request."""
 LIFE = ["create", "start", "exit"]
-
-
-@dataclass
-class Stage:
-    """A container on a connection of its own; `curtain` is where the deaths begin."""
-
-    host: Host
-    rig: Rig
-    id: str
-    curtain: Callable[[], None]
-    line: Connection = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rig.listen("default")
-        self.line = self.rig.connect()
-
-    def begin(self, method: str, **fields: Any) -> Future[Any]:
-        """A call about the container."""
-        return self.line.begin(method, id=self.id, **fields)
-
-    def call(self, method: str, **fields: Any) -> Any:
-        """The same, with its one right answer."""
-        return self.begin(method, **fields).result(PATIENCE)
-
-    def fails(self, method: str, **fields: Any) -> tuple[int, str]:
-        """(code, text) of a call that must fail."""
-        error = self.begin(method, **fields).exception(PATIENCE)
-        assert isinstance(error, ShimError), error
-        return int(error.code), str(error)
-
-    def create(self, *command: str, **fields: Any) -> Bundle:
-        """Up to Create."""
-        bundle = self.bundle(*command)
-        self.call("Create", bundle=bundle.path, **fields)
-        return bundle
-
-    def bundle(self, *command: str, **spec: Any) -> Bundle:
-        """Its bundle."""
-        words = command or ("sleep", "1000")
-        return self.rig.bundle(self.id, spec={**spec_of(*words), **spec})
-
-    def run(self, *command: str) -> Bundle:
-        """Up to Start."""
-        bundle = self.create(*command)
-        self.call("Start")
-        return bundle
-
-    def status(self, wanted: int, **fields: Any) -> None:
-        """State says this."""
-        assert self.call("State", **fields).status == wanted
-
-    def end(self, status: int, *events: str, between: tuple[str, ...] = ()) -> None:
-        """It ends with this status (by SIGKILL if that is 137), and is deleted; `between` are the
-        events of its life that are not those of every container."""
-        if status == 137:
-            self.call("Kill", signal=signal.SIGKILL)
-        waited = self.call("Wait")
-        assert waited.exit_status == status
-        deleted = self.call("Delete")
-        assert (deleted.exit_status, deleted.exited_at) == (status, waited.exited_at)
-        told = events or ("create", "start", *between, "exit", "delete")
-        self.told(*told)
-
-    def told(self, *events: str) -> None:
-        """These events, in this order, each once."""
-        self.rig.events.wait_for(lambda: len(self.rig.events.of(self.id)) >= len(events), PATIENCE)
-        assert self.rig.events.of(self.id) == list(events)
 
 
 def _create(stage: Stage) -> None:
@@ -342,8 +272,52 @@ def _update(stage: Stage) -> None:
     stage.end(137)
 
 
+def _checkpoint(stage: Stage) -> None:
+    with images(stage.host) as folder:
+        bundle = counting(stage.rig, stage.id)
+        stage.curtain()
+        stage.call("Checkpoint", path=folder)
+        stage.status(pb.RUNNING)
+        number = int(bundle.read_line("stdout", PATIENCE))
+        assert int(bundle.read_line("stdout", PATIENCE)) == number + 1
+        stage.end(137, between=("checkpointed",))
+
+
+def _checkpoint_ends(stage: Stage) -> None:
+    """criu ends the container when it has written it down."""
+    with images(stage.host) as folder:
+        counting(stage.rig, stage.id)
+        end = stage.begin("Wait")
+        stage.curtain()
+        stage.call("Checkpoint", path=folder, options=checkpoint_options(exit=True))
+        assert end.result(PATIENCE).exit_status == 137
+        stage.status(pb.STOPPED)
+        assert stage.call("Delete").exit_status == 137
+        stage.told("create", "start", "checkpointed", "exit", "delete")
+
+
+def _restore(stage: Stage) -> None:
+    with images(stage.host) as folder:
+        old = f"{stage.id}-old"
+        counting(stage.rig, old, "i=0; while read -r x; do i=$((i+1)); echo $x $i; done; exit 5")
+        stage.rig.call("Checkpoint", id=old, path=folder, options=checkpoint_options(exit=True))
+        stage.rig.call("Delete", id=old)
+        stage.curtain()
+        new, call = begin_restore(stage.rig, stage.id, folder)
+        assert call.result(PATIENCE).pid == 0
+        stage.status(pb.CREATED)
+        pid = stage.call("Start").pid
+        state = stage.call("State")
+        assert (state.pid, state.status) == (pid, pb.RUNNING)
+        say(new, b"it\n")
+        assert new.read_line("stdout", PATIENCE) == b"it 1\n"
+        stage.call("CloseIO", stdin=True)
+        os.close(new.ends.pop("stdin"))
+        stage.end(5)
+        assert not list((new.outside / "rootfs").iterdir())
+
+
 def _checkpoint_fails(stage: Stage) -> None:
-    """criu does its best nowhere; what works is shown by tests/fault/test_checkpoint_death.py."""
     with fake_criu(stage.host, HELD_FAILS) as options, images(stage.host) as folder:
         bundle = stage.bundle("sh", "-c", "while :; do sleep 0.1; done")
         stage.call("Create", bundle=bundle.path, options=options)
@@ -367,13 +341,6 @@ def _close_io(stage: Stage) -> None:
     stage.call("CloseIO", stdin=True)
     os.close(stdin)
     assert bundle.read("stdout", PATIENCE) == b"last words\n"
-    stage.end(7)
-
-
-def _exit(stage: Stage) -> None:
-    bundle = stage.create("sh", "-c", "read x; exit 7", stdin="")
-    bundle.close()
-    stage.call("Start")
     stage.end(7)
 
 
@@ -463,7 +430,10 @@ SCENES: Mapping[str, Callable[[Stage], None]] = MappingProxyType(
         "pause": _pause,
         "resume": _resume,
         "update": _update,
-        "checkpoint": _checkpoint_fails,
+        "checkpoint": _checkpoint,
+        "checkpoint that ends the container": _checkpoint_ends,
+        "checkpoint that fails": _checkpoint_fails,
+        "restore": _restore,
         "close stdin": _close_io,
         "wait": _wait,
         "questions": _questions,
@@ -471,3 +441,5 @@ SCENES: Mapping[str, Callable[[Stage], None]] = MappingProxyType(
         "listen": _listen,
     }
 )
+NEED_CRIU = ("checkpoint", "checkpoint that ends the container", "restore")
+"""Those that are played where criu works only (docs/checkpoint.md)."""
