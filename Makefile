@@ -13,6 +13,7 @@ DEMO_HOST ?= booted
 N ?= 20
 HOURS ?= 2
 SEED ?= 1
+FORM ?= full
 TARGET ?= frames
 SECONDS ?= 60
 PYTEST ?= $(PY) -m pytest
@@ -55,8 +56,8 @@ recovery: deps ## how soon the daemon is back after a SIGKILL, with 200 containe
 compare: deps ## the same scenarios against io.containerd.runc.v2 and sdshim (ROOT, CGROUP)
 	@$(PY) -m tests.compare --root $(ROOT) --cgroup $(CGROUP)
 
-points: deps ## three deaths in a row at each crash point of each operation (HOSTS)
-	SDSHIM_POINTS=1 $(PYTEST) tests/fault/test_points.py -s -rN -k three --hosts $(HOSTS)
+points: deps ## three deaths in a row at each crash point of each operation (HOSTS, FORM=full or brief)
+	SDSHIM_POINTS=$(FORM) $(PYTEST) tests/fault/test_points.py -s -rN -k three --hosts $(HOSTS)
 
 exits: deps ## N one-millisecond containers and execs: no exit lost or wrong (N=2000)
 	@$(PY) -m tests.bench.exits --root $(ROOT) --cgroup $(CGROUP) -n $(N)

@@ -50,8 +50,12 @@ async def connect(node: Node, process: Process) -> None:
         return
     ends = process.held.ends
     if console.MASTER not in ends:
-        if console.LISTENER not in ends:
-            raise UnknownError(f"the terminal of {process} is lost")
+        if is_lost(process):
+            raise UnknownError(
+                f"the terminal of {process} is lost",
+                cause="the OCI runtime sent none, or the daemon died as it came",
+                hint="start it again",
+            )
         # Nothing between these two: a daemon that dies in between takes the terminal along.
         ends[console.MASTER] = console.receive(ends[console.LISTENER])
         node.crash("console.taken")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.fault import killer
@@ -37,7 +38,7 @@ class Drill:
 
     def passed(self) -> list[str]:
         """They, in order; no more of them."""
-        self._plan.unlink()
+        self.disarm()
         return self._passed.read_text().split() if self._passed.exists() else []
 
     def arm(self, deaths: Iterable[Death]) -> None:
@@ -51,31 +52,42 @@ class Drill:
         return [(point, int(moment), int(lives)) for point, moment, lives in split]
 
     def disarm(self) -> None:
-        """No more deaths."""
+        """No more deaths, and nothing more is written down."""
         self._plan.unlink(missing_ok=True)
 
 
 @contextmanager
-def drilled(host: Host) -> Iterator[Drill]:
-    """The daemon is run with a Killer in this block, and as it is shipped after it."""
+def drilled(host: Host, *, zygote: bool = False) -> Iterator[Drill]:
+    """The daemon is run with a Killer in this block, and as it is shipped after it. zygote: it has
+    its imports from one (zygote.py)."""
     folder, drop_in = host.path(FOLDER), host.path(DROP_IN)
     head = host.path(PROGRAM).read_text().partition("from sdshim.")[0]
+    head += f"sys.path.insert(0, {FOLDER!r})\n"
     folder.mkdir()
-    program = folder / "sdshim"
-    shutil.copyfile(killer.__file__, folder / "killer.py")
-    program.write_text(f"{head}sys.path.insert(0, {FOLDER!r})\nimport killer\nkiller.main()\n")
-    program.chmod(0o755)
+    for name in ("killer", "zygote", "starter"):
+        shutil.copyfile(Path(killer.__file__).with_name(f"{name}.py"), folder / f"{name}.py")
+    for program, name in (("sdshim", "killer"), ("sdshim-zygote", "zygote")):
+        (folder / program).write_text(f"{head}import {name}\n{name}.main()\n")
+    for path in folder.iterdir():
+        path.chmod(0o755)
     drop_in.parent.mkdir()
     # A crash loop is what is wanted here; the shipped unit has no limit of starts.
-    drop_in.write_text(f"[Service]\nExecStart=\nExecStart={FOLDER}/sdshim serve\n")
-    restart(host)
-    try:
-        yield Drill(host)
-    finally:
-        shutil.rmtree(drop_in.parent)
-        (folder / PLAN).unlink(missing_ok=True)
+    program = "starter.py" if zygote else "sdshim"
+    drop_in.write_text(f"[Service]\nExecStart=\nExecStart={FOLDER}/{program} serve\n")
+    with ExitStack() as stack:
+        if zygote:
+            parent = host.popen([f"{FOLDER}/sdshim-zygote"])
+            stack.callback(parent.wait)
+            stack.callback(parent.terminate)
+            eventually((folder / "zygote.sock").exists, "a zygote")
         restart(host)
-        shutil.rmtree(folder)
+        try:
+            yield Drill(host)
+        finally:
+            shutil.rmtree(drop_in.parent)
+            (folder / PLAN).unlink(missing_ok=True)
+            restart(host)
+            shutil.rmtree(folder)
 
 
 def restart(host: Host) -> None:

@@ -7,7 +7,9 @@ daemon; after `stage.call(…)` everything must be as if nothing had happened.
 from __future__ import annotations
 
 import os
+import re
 import signal
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 FRAME = 3 << 20
 """Bytes of the large request."""
+EXEC_LOST = "exec that loses its terminal"
 LIFE = ["create", "start", "exit"]
 
 
@@ -149,7 +152,23 @@ def _exec_fails(stage: Stage) -> None:
     stage.end(137, between=("exec-added",))
 
 
-def _exec_terminal(stage: Stage) -> None:
+def _start_exec(stage: Stage) -> None:
+    assert stage.call("Start", exec_id="e").pid > 0
+
+
+def _start_again(stage: Stage) -> None:
+    """A daemon that dies between accept() and the fd store takes the terminal along, and the
+    process, which runs by then, ends by SIGHUP: an error, after which it can be started again."""
+    for _ in range(9):
+        error = stage.begin("Start", exec_id="e").exception(PATIENCE)
+        if error is None:
+            return
+        assert re.search(r"^the terminal of .* is lost", str(error)), error
+        stage.status(pb.CREATED, exec_id="e")
+    raise AssertionError("it never has a terminal")
+
+
+def _exec_terminal(stage: Stage, start: Callable[[Stage], None] = _start_exec) -> None:
     spec = _terminal_spec("sh", "-c", "stty -echo; read x; stty size; exit 9")
     sleeps = spec | {"process": spec_of("sleep", "1000")["process"]}
     bundle = stage.rig.bundle(stage.id, spec=sleeps)
@@ -160,7 +179,7 @@ def _exec_terminal(stage: Stage) -> None:
     stage.curtain()
     stage.call("Exec", exec_id="e", spec=process, terminal=True, **streams)
     stage.call("ResizePty", exec_id="e", width=91, height=33)
-    stage.call("Start", exec_id="e")
+    start(stage)
     bundle.ends["stdin"] = os.open(bundle.outside / "stdin", os.O_WRONLY | os.O_CLOEXEC)
     os.write(bundle.ends["stdin"], b"go\n")
     said = b""
@@ -421,6 +440,7 @@ SCENES: Mapping[str, Callable[[Stage], None]] = MappingProxyType(
         "exec that is short": _exec_short,
         "exec that fails": _exec_fails,
         "exec with a terminal": _exec_terminal,
+        EXEC_LOST: partial(_exec_terminal, start=_start_again),
         "a request of 3 MiB": _large,
         "kill": _kill,
         "kill all": _kill_all,

@@ -28,12 +28,15 @@ class Stage:
     rig: Rig
     id: str
     curtain: Callable[[], None]
+    over: Callable[[], None] = lambda: None
+    """Called when the scene's own operations are done; others, which end the container, follow."""
     line: Connection = field(init=False)
     words: list[str] = field(default_factory=list)
     """The events that were to be told, in order."""
 
     def __post_init__(self) -> None:
-        self.rig.listen("default")
+        if not self.host.path("/run/sdshim/s/default").exists():
+            self.rig.listen("default")
         self.line = self.rig.connect()
 
     def begin(self, method: str, **fields: Any) -> Future[Any]:
@@ -74,6 +77,7 @@ class Stage:
     def end(self, status: int, *events: str, between: tuple[str, ...] = ()) -> None:
         """It ends with this status (by SIGKILL if that is 137), and is deleted; `between` are the
         events of its life that are not those of every container."""
+        self.over()
         if status == 137:
             self.call("Kill", signal=signal.SIGKILL)
         waited = self.call("Wait")

@@ -94,7 +94,7 @@ def test_an_exec_has_run_by_then_and_is_an_error(rig: Rig, host: Host, slow: Pat
     method, fields = job.first()
     begun = rig.begin(method, **fields)
     _lose(host, slow)
-    with pytest.raises(ShimError, match="terminal"):
+    with pytest.raises(ShimError, match=r"^the terminal of .* is lost"):
         begun.result(15)
     assert len(rig.call("Pids", id="box").processes) == 1
     job.call("Delete")
