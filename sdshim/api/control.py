@@ -32,7 +32,7 @@ def methods(listen: Callable[[str], Awaitable[str]]) -> Mapping[str, Method]:
         key = TaskKey(
             check_id(request.namespace, "namespace"), check_id(request.id, "container id")
         )
-        return await cleanup(node, key, request.token)
+        return await cleanup(node, call, key, request.token)
 
     return MappingProxyType(
         {

@@ -52,11 +52,11 @@ async def delete(node: Node, call: Call, task: Task) -> bytes:
         return await _remove(node, task, call)
 
 
-async def _remove(node: Node, task: Task, call: Call | None) -> bytes:
+async def _remove(node: Node, task: Task, call: Call) -> bytes:
     await _remove_parts(node, task)
     payload = teardown.response(task)
     reply = RecordedReply(0, "", payload)
-    task.see(Seen.DELETED, call=call.key if call else None, reply=reply if call else None)
+    task.see(Seen.DELETED, call=call.key, reply=reply)
     mark(task, payload)
     node.crash("bundle.written")
     node.tasks.pop(task.key, None)
@@ -111,6 +111,14 @@ def _mute(task: Task) -> None:
         child.mute()
 
 
+def mark_again(task: Task) -> None:
+    """A deleted task of an earlier daemon, which may have died before it could `mark` it. A bundle
+    that is a newer task's by now is let alone."""
+    folder = Path(task.identity.bundle)
+    if bundle.read_token(folder) == task.identity.token:
+        mark(task, teardown.response(task))
+
+
 def mark(task: Task, payload: bytes) -> None:
     """Tell the launcher's `delete`, which containerd runs next, that nothing is left to do."""
     try:
@@ -119,7 +127,7 @@ def mark(task: Task, payload: bytes) -> None:
         log.debug("%s: %s", task, error)
 
 
-async def cleanup(node: Node, key: TaskKey, token: str) -> bytes:
+async def cleanup(node: Node, call: Call, key: TaskKey, token: str) -> bytes:
     """End and remove the incarnation with this token; a newer task of the same id is not touched.
 
     containerd asks when it has given the task up, and publishes its exit and delete itself if it
@@ -136,4 +144,4 @@ async def cleanup(node: Node, key: TaskKey, token: str) -> bytes:
             return teardown.response(task)
         if task.phase is not Phase.EXITED:
             await _end(node, task)
-        return await _remove(node, task, None)
+        return await _remove(node, task, call)

@@ -27,7 +27,7 @@ from sdshim.daemon import (
     terminals,
     units,
 )
-from sdshim.daemon.delete import discard
+from sdshim.daemon.delete import discard, mark_again
 from sdshim.daemon.process import Exec, Task
 from sdshim.host.store import Broken
 
@@ -83,6 +83,8 @@ def _process(node: Node, record: Record, known: Mapping[str, Process]) -> Proces
         task = Task(node, record)
         if task.phase is not Phase.DELETED:
             node.tasks[key] = task
+        else:
+            mark_again(task)
         node.unsent.update(dict.fromkeys(record.replies, task))
         return task
     parent = known.get(me.task_token)
@@ -149,8 +151,11 @@ async def _adopt(node: Node, task: Process) -> None:
     alive = runs(node, task)
     await units.hold(node, task, runs=alive)
     await loggers.adopt(node, task)
-    begun = (Phase.CREATING, Phase.STARTING) if isinstance(task, Exec) else (Phase.CREATING,)
-    if task.phase not in begun:  # the call that has begun connects its terminal itself
+    # The call that has begun connects the streams itself, and an exec has none before its Start.
+    begun: tuple[Phase, ...] = (Phase.CREATING,)
+    if isinstance(task, Exec):
+        begun += (Phase.CREATED, Phase.STARTING)
+    if task.phase not in begun:
         terminals.pump(node, task)
         await output.adopt(node, task)
     if task.phase in (Phase.CREATING, Phase.EXITED):

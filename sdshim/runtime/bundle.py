@@ -127,6 +127,14 @@ def write(bundle: Path, name: str, data: bytes) -> None:
         raise ResourceExhausted(f"cannot write {name} in {bundle}", cause=str(error)) from error
 
 
+def read_token(bundle: Path) -> str:
+    """The token of the incarnation whose bundle this is; empty when there is none."""
+    try:
+        return _read(bundle / TOKEN).decode(errors="replace").strip()
+    except (OSError, InvalidArgument):
+        return ""
+
+
 def read_start(bundle: Path) -> dict[str, str]:
     """What the launcher noted at `start`: `key=value` lines; empty when it did not run (a member
     of a version-3 pod)."""

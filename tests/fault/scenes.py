@@ -401,6 +401,18 @@ def _give_up(stage: Stage) -> None:
     stage.told("create", "start")
 
 
+def _give_up_ended(stage: Stage) -> None:
+    """The same when it has ended by itself: its own exit status is told."""
+    bundle = stage.run("sh", "-c", "exit 7")
+    assert stage.call("Wait").exit_status == 7
+    stage.rig.events.until(stage.id, "exit")
+    stage.curtain()
+    assert stage.rig.give_up(bundle).exit_status == 7
+    up(stage.host)
+    eventually(lambda: not stage.rig.unit_exists(stage.id), "its unit is gone")
+    stage.told(*LIFE)
+
+
 def _listen(stage: Stage) -> None:
     """A namespace that is new to the daemon."""
     namespace = f"drill-{stage.id}"
@@ -458,6 +470,7 @@ SCENES: Mapping[str, Callable[[Stage], None]] = MappingProxyType(
         "wait": _wait,
         "questions": _questions,
         "delete by the launcher": _give_up,
+        "delete by the launcher of what has ended": _give_up_ended,
         "listen": _listen,
     }
 )

@@ -66,6 +66,7 @@ OWN = MappingProxyType(
         "wait": ("exit.known",),
         "questions": ("inline",),
         "delete by the launcher": ("runtime.spawned",),
+        "delete by the launcher of what has ended": ("bundle.written",),
     }
 )
 """What the others do themselves: the points at which CI has them die as well."""
@@ -121,6 +122,19 @@ def test_a_death_in_what_each_other_operation_does_is_not_noticed(
         assert not drill.left(), name
     for stage in stages:
         stage.nothing_more()
+
+
+@pytest.mark.roots("self")
+@pytest.mark.cgroup("v2")
+@pytest.mark.parametrize("moment", range(1, 6))
+@pytest.mark.parametrize("name", ["delete", "delete by the launcher of what has ended"])
+def test_the_exit_status_is_told_also_when_a_delete_was_cut(
+    drill: Drill, host: Host, rig: Rig, name: str, moment: int
+) -> None:
+    """At each record that a delete writes: one of them is that the task is deleted, which the
+    launcher's `delete` has to know afterwards."""
+    _play(drill, host, rig, name, [("state.written", moment, 1)]).nothing_more()
+    drill.disarm()
 
 
 def _may(scene: str, point: str) -> bool:
