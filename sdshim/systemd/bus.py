@@ -312,11 +312,12 @@ class Bus:
             )
         except (TypeError, ValueError) as error:  # dbus-next's checks of names and signatures
             raise BadProperty(f"{DBUS}.Error.InvalidArgs", str(error), member) from error
-        if self._link is None:
-            await self._wait_for_link()  # before a slot is taken: the wait is bounded for everyone
-        async with self._slots:
-            link = self._link or await self._wait_for_link()
-            return await link.call(message, timeout)
+        while True:
+            if self._link is None:
+                await self._wait_for_link()  # without a slot: so it is bounded for everyone
+            async with self._slots:
+                if self._link is not None:
+                    return await self._link.call(message, timeout)
 
     async def add_match(self, rule: str, handler: Callable[[Signal], None]) -> None:
         """Hand every signal that `rule` matches to `handler` until `remove_match`."""
@@ -345,7 +346,7 @@ class Bus:
             except (Uncertain, NotDelivered):
                 log.debug("match rule gone with its connection: %s", rule)
 
-    async def _wait_for_link(self) -> _Link:
+    async def _wait_for_link(self) -> None:
         try:
             async with asyncio.timeout(self._outage_wait):
                 while self._link is None:
@@ -353,7 +354,6 @@ class Bus:
         except TimeoutError:
             text = f"no connection to the bus for {self._outage_wait:g} s"
             raise NotDelivered(NO_SERVER, text) from None
-        return self._link
 
     async def _dial(self) -> None:
         """Connect, say Hello and put the match rules in place; only then is the link used."""

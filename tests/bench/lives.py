@@ -39,11 +39,14 @@ class Bench:
 
     host: Host
     client: Containerd
+    first: int = 0
+    """The number in the name of the first container."""
     spec: dict[str, Any] = field(init=False)
     parent: str = field(init=False)
-    _numbers: count[int] = field(init=False, default_factory=count)
+    _numbers: count[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._numbers = count(self.first)
         listed = self.host.run(["ctr", "container", "ls", "-q"]).stdout.split()
         if TEMPLATE not in listed:
             self.host.run(["ctr", "container", "create", BUSYBOX, TEMPLATE, "true"])

@@ -43,7 +43,7 @@ def main() -> int:
             f"systemd {host.systemd_version}, containerd {versions}, root {options.root}, "
             f"cgroup {options.cgroup}, seed {options.seed}"
         )
-        for scenario in SCENARIOS:
+        for number, scenario in enumerate(SCENARIOS):
             if options.only not in scenario.name:
                 continue
             if host.systemd_version < scenario.systemd:
@@ -52,7 +52,7 @@ def main() -> int:
             count = max(1, round(scenario.count * options.scale))
             print(f"{scenario.name}, {count} times", flush=True)
             with Containerd(str(host.path(SOCKET))) as client:
-                field = Field(host, client)
+                field = Field(host, client, number * 10_000)  # (one may leave a snapshot)
                 storm.run(field, scenario, count, options.seed)
             for text in field.tally.texts[:40]:
                 print(f"  {text}")

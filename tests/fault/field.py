@@ -31,10 +31,11 @@ FOLDER = "/tmp/fault"
 class Field:
     """One booted host under load."""
 
-    def __init__(self, host: Host, client: Containerd) -> None:
+    def __init__(self, host: Host, client: Containerd, first: int = 0) -> None:
+        """Its containers are numbered from `first` on."""
         self.host = host
         self.client = client
-        self.bench = Bench(host, client)
+        self.bench = Bench(host, client, first)
         self.tally = Tally()
         self.box = Mailbox()
         self.gaps: list[tuple[float, float]] = []

@@ -121,7 +121,7 @@ class Life:
             self._call("Kill", done=self._at_least(me, STOPPED), **fields)
         self._ended(me, "", pid, plan.init, waiting)
         self._judge_output("init", streams, plan.init)
-        self._containers_own(lambda: self._field.bench.client.remove_container(self.name))
+        self._containers_own(self._remove)
 
     def _make(self) -> str:
         """A container without a task, and its folder."""
@@ -130,7 +130,7 @@ class Life:
         if self._plan.terminal:
             command = ["sh", "-c", f'read -r line; echo "got $line"; exit {init.code}']
 
-        def make() -> None:
+        def make(again: bool) -> None:  # by another name then
             self.name, self._mounts = self._field.bench.make(
                 OURS, *command, terminal=self._plan.terminal
             )
@@ -191,7 +191,13 @@ class Life:
             raise Fault("wrong", f"{who}: Delete tells {deleted}, Wait told {exited}")
 
     def _check_running(self, pid: int) -> None:
-        state = self._call("Get", container_id=self.name).process
+        """containerd waits 2 s for a State (its `task.state`), then it says that it knows none."""
+        until = time.monotonic() + ANSWER
+        while True:
+            state = self._call("Get", container_id=self.name).process
+            if state.status or time.monotonic() > until:
+                break
+            self._field.tally.count("repeated")
         if (state.status, state.pid) != (RUNNING, pid):
             raise Fault("wrong", f"State {state.status} of pid {state.pid}, not {pid} running")
 
@@ -325,18 +331,21 @@ class Life:
                 return None
             raise self._fault("Get", error) from error
 
-    def _containers_own(self, work: Callable[[], None]) -> None:
+    def _remove(self, again: bool) -> None:
+        self._client.remove_container(self.name, again=again)
+
+    def _containers_own(self, work: Callable[[bool], None]) -> None:
         """containerd's part, without a shim: again when containerd went meanwhile."""
+        again = False
         while True:
             epoch = self._field.containerd_is_there()
             try:
-                return work()
+                return work(again)
             except grpc.RpcError as error:
                 if epoch == self._field.epoch:
                     raise self._fault("containerd's own call", error) from error
-                self._field.tally.count("repeated")
-                if error.code() == grpc.StatusCode.NOT_FOUND:
-                    return None
+            self._field.tally.count("repeated")
+            again = True
 
     def _fault(self, method: str, error: Any) -> Fault:
         code, text = error.code(), f"{method}: {error.code().name}: {error.details()}"
@@ -353,4 +362,4 @@ class Life:
                 self._field.containerd_is_there()
                 self._client.call(TASKS, method, timeout=5, **me, **fields)
         with suppress(grpc.RpcError):
-            self._client.remove_container(self.name)
+            self._remove(again=True)

@@ -16,6 +16,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -192,7 +193,15 @@ class Containerd(GrpcClient):
         )
         return list(answer.mounts)
 
-    def remove_container(self, name: str) -> None:
-        """The container and its snapshot; its task must be gone."""
-        self.call(CONTAINERS, "Delete", id=name)
-        self.call(SNAPSHOTS, "Remove", snapshotter=SNAPSHOTTER, key=name)
+    def remove_container(self, name: str, *, again: bool = False) -> None:
+        """The container and its snapshot; its task must be gone. `again`: they may be gone too."""
+        steps = (
+            partial(self.call, CONTAINERS, "Delete", id=name),
+            partial(self.call, SNAPSHOTS, "Remove", snapshotter=SNAPSHOTTER, key=name),
+        )
+        for step in steps:
+            try:
+                step()
+            except grpc.RpcError as error:
+                if not again or error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise

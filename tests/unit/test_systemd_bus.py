@@ -14,6 +14,7 @@ from sdshim.systemd import errors
 from sdshim.systemd.bus import MAX_OPEN_CALLS, Bus
 from sdshim.systemd.wire import socket_paths, typed
 from tests.unit.test_systemd_fake import FakeBus, FakeError, Silence, fake_bus, got
+from tests.unit.ttrpc_kit import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -189,18 +190,34 @@ def test_a_lost_connection_fails_what_is_in_flight_and_is_made_again(tmp_path: P
 
 
 def test_a_bus_that_stays_away(tmp_path: Path) -> None:
-    async def body(fake: FakeBus, bus: Bus) -> None:
-        await fake.stop()
-        waits = [asyncio.create_task(call(bus, "Ping")) for _ in range(MAX_OPEN_CALLS + 50)]
-        done, late = await asyncio.wait(waits, timeout=20)
-        assert not late  # the wait is bounded for those beyond the limit too
-        assert all(isinstance(task.exception(), errors.NotDelivered) for task in done)
-        bus._outage_wait = 5
-        waiting = asyncio.create_task(call(bus, "Ping"))
-        await fake.listen()
-        assert await waiting == []
+    """Who waits for it takes no slot, so those beyond the limit of open calls wait no longer."""
 
-    run(tmp_path, body, outage_wait=0.3)
+    async def body(fake: FakeBus, bus: Bus) -> None:
+        def silent() -> Any:
+            raise Silence
+
+        def begin(member: str, number: int) -> list[asyncio.Task[Any]]:
+            return [asyncio.create_task(call(bus, member)) for _ in range(number)]
+
+        fake.answers["Wait"] = silent
+        bus._slots = asyncio.Semaphore(3)
+        open_calls = begin("Wait", 3)
+        await until(lambda: fake.members().count("Wait") == 3)
+        waits = begin("Ping", 5)
+        await fake.stop()
+        lost = await asyncio.gather(*open_calls, return_exceptions=True)
+        assert all(isinstance(error, errors.Uncertain) for error in lost)
+        await until(lambda: bus._slots._value == 3)
+        waits += begin("Ping", 5)
+        await fake.listen()
+        assert await asyncio.gather(*waits) == [[]] * len(waits)
+        bus._outage_wait = 0.1
+        await fake.stop()
+        await until(lambda: bus._link is None)
+        late = await asyncio.gather(*begin("Ping", 5), return_exceptions=True)
+        assert all(isinstance(error, errors.NotDelivered) for error in late)
+
+    run(tmp_path, body, outage_wait=60)
 
 
 def test_the_first_connection_must_come_about(tmp_path: Path) -> None:
