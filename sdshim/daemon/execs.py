@@ -164,6 +164,8 @@ async def _finish(node: Node, call: Call, child: Exec, result: str) -> bytes:
         default = printed or f"unit {child.identity.unit}: start job {result}"
         if late := await timings.out_of_time(node, child.identity.unit):
             default = f"{child.identity.runtime.binary} {late}"
+        elif child.overdue:
+            default = f"{child.identity.runtime.binary} did not end with its container, was killed"
         raise node.runtime.failure(folder, "OCI runtime exec failed", default)
     streams.opened(node, child)
     await terminals.connect(node, child)

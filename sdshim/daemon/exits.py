@@ -18,7 +18,7 @@ from sdshim.core import exitrecord, logs, names, spans
 from sdshim.core.errors import ShimError, scarce
 from sdshim.core.lifecycle import Phase, Seen
 from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
-from sdshim.daemon import limits, oom, pause, readiness, stats, terminals, timings
+from sdshim.daemon import limits, oom, pause, readiness, stats, terminals, timings, units
 from sdshim.daemon.process import Exec, Task
 from sdshim.host import cgroup
 from sdshim.host.process import Watched
@@ -34,7 +34,10 @@ log = logging.getLogger(__name__)
 
 WATCH_AGAIN_S = 0.5
 EXECS_END_S = 10.0
-"""What the execs of a dead container may take to end: their processes end with its cgroup."""
+"""What the execs of a dead container may take to end: their processes end with its cgroup. An OCI
+runtime that is about to make one gets no longer than for other commands."""
+DYING_S = 2.0
+"""What they may take when they are killed."""
 SIGNALLED = 128
 """The exit status of what a signal has ended begins here."""
 
@@ -88,6 +91,8 @@ async def ended(node: Node, task: Process) -> None:
     started = time.time_ns()
     if isinstance(task, Task):
         task.ending = True
+    await units.confirm(node, task)
+    if isinstance(task, Task):
         pause.melt(node, task)
         readiness.hush(task)
         node.spawn(limits.lift(node, task), f"limits of {task}")
@@ -145,19 +150,35 @@ async def execs_ended(node: Node, task: Task) -> None:
     running = [e for e in task.execs.values() if e.phase in (Phase.STARTING, Phase.RUNNING)]
     if not running:
         return
-    try:
-        async with asyncio.timeout(EXECS_END_S):
-            await asyncio.gather(*(child.exited.wait() for child in running))
-    except TimeoutError:
-        log.error("%s has ended, %d of its execs have not and are killed", task, len(running))
-        for child in (one for one in running if not one.unit_gone):
+    seconds = min(EXECS_END_S, node.config.runtime_timeout)
+    if await _have_ended(running, seconds):
+        return
+    left = [child for child in running if not child.exited.is_set()]
+    log.error("%s has ended, %d of its execs have not and are killed", task, len(left))
+    for child in left:
+        child.overdue = True
+        await units.confirm(node, child)
+        if not child.unit_gone:
             with contextlib.suppress(ShimError):  # it has ended by now
                 await node.manager.kill(child.identity.unit, "all", signal.SIGKILL)
+    if not await _have_ended(left, DYING_S):
+        log.error("the exit of %s is told before those of its execs", task)
+
+
+async def _have_ended(execs: list[Exec], seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*(child.exited.wait() for child in execs))
+    except TimeoutError:
+        return False
+    return True
 
 
 async def find_out(node: Node, task: Process) -> ExitStatus:
     """How the ended init process ended: systemd, then the hook's record, then 255."""
     exit = await _from_unit(node, task)
+    if exit is None:
+        await units.confirm(node, task)
     if exit is None and not task.unit_gone:
         try:
             # Nobody has told yet: wait until the unit is down, then the hook has written.

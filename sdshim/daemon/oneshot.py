@@ -8,6 +8,7 @@ it), an exit record (that tells), or neither (it has never begun).
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -88,13 +89,13 @@ async def forget_all(node: Node, task: Task) -> None:
 
 
 async def forget(node: Node, one: Oneshot) -> None:
-    """End it if it still runs, and remove what is left of it; nothing when there is nothing."""
+    """End it if it still runs, and remove what is left of it; nothing when there is nothing. A unit
+    that has its name by now is let alone."""
     if not one.folder.exists():
         return
-    try:
-        job = await node.manager.stop(one.me.unit)
-        await job.wait()
-    except NoSuchUnit:
-        pass
-    await units.collect(node, one.me.unit)
+    if not await units.is_gone(node, one.me):
+        with contextlib.suppress(NoSuchUnit):
+            job = await node.manager.stop(one.me.unit)
+            await job.wait()
+        await units.collect(node, one.me.unit)
     shutil.rmtree(one.folder, ignore_errors=True)

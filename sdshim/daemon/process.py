@@ -56,6 +56,8 @@ class Process:
         self.unit_gone = False
         """True when systemd has no unit of this incarnation, and none is being started: one of its
         name is somebody else's, and is not touched."""
+        self.held_since = 0
+        """How often the bus had gone when it was seen last whose the unit is (units.confirm)."""
         self.muted = False
         """True when containerd has given the task up and publishes its end itself."""
 
@@ -217,3 +219,5 @@ class Exec(Process):
         self.task = task
         self.failed = False
         """Its Start failed: it stays created, and a Wait for it ends at once."""
+        self.overdue = False
+        """It had not ended a while after its container, and was killed."""

@@ -41,6 +41,7 @@ async def start(node: Node, process: Process, properties: Sequence[Property], ru
             if program:
                 properties = run_from(program, properties)
             process.unit_gone = False
+            process.held_since = node.manager.losses
             try:
                 job = await node.manager.start_transient(process.identity.unit, properties)
             except UnitExists:
@@ -104,16 +105,40 @@ async def has_token(node: Node, me: Identity) -> bool:
     return f"SDSHIM_TOKEN={me.token}" in await node.manager.environment(me.unit)
 
 
+async def is_gone(node: Node, me: Identity) -> bool:
+    """Whether systemd has no unit of this incarnation; one of its name is somebody else's."""
+    if await has_token(node, me):
+        return False
+    # Ours may have lost its Environment only to a reload that could not read it again.
+    return await node.manager.load_state(me.unit) in ("loaded", NOT_FOUND)
+
+
+async def confirm(node: Node, process: Process) -> None:
+    """Before a unit whose process may have ended is touched by its name: when the bus has gone
+    since it was seen whose it is, our reference went too, and its name may be another's by now."""
+    losses = node.manager.losses
+    if process.unit_gone or process.held_since == losses:
+        return
+    unit = process.identity.unit
+    try:
+        process.unit_gone = await is_gone(node, process.identity)
+        process.held_since = losses
+        if process.unit_gone:
+            log.warning("%s is gone, or another's by now", unit)
+            await node.manager.disown(unit)
+    except ShimError as error:
+        log.warning("cannot ask whose %s is: %s", unit, error)
+
+
 async def hold(node: Node, process: Process, *, runs: bool = False) -> None:
     """After a restart of the daemon: hold the unit again if it is there and ours. Nobody has held
     it meanwhile, so one whose process has ended may be gone, and its name somebody else's; one in
     which the process `runs` is not asked whose it is."""
     me = process.identity
+    process.held_since = node.manager.losses
     try:
-        if not runs and not await has_token(node, me):
-            # Ours may have lost its Environment only to a reload that could not read it again.
-            state = await node.manager.load_state(me.unit)
-            process.unit_gone = state in ("loaded", NOT_FOUND)
+        if not runs:
+            process.unit_gone = await is_gone(node, me)
         if not process.unit_gone:
             await node.manager.ref(me.unit)
     except NoSuchUnit:
@@ -157,6 +182,7 @@ async def _made(node: Node, me: Identity) -> None:
 async def settle(node: Node, process: Process) -> None:
     """Wait until the unit is inactive: a stop job on a unit that is going down ends then, so the
     exit hook has written its record. A unit that still runs (a failed Create) is stopped."""
+    await confirm(node, process)
     if process.unit_gone:
         return
     try:
@@ -170,6 +196,7 @@ async def settle(node: Node, process: Process) -> None:
 async def forget(node: Node, process: Process) -> None:
     """Let systemd collect the unit, and wait for it: only then can its name be used again."""
     me = process.identity
+    await confirm(node, process)
     if not process.unit_gone:
         await collect(node, me.unit)
     if me.owns_cgroup and not me.exec_id:

@@ -124,6 +124,19 @@ def state_path(options: RuntimeOptions, namespace: str, task_id: str) -> str:
     return f"{options.root}/{namespace}/{task_id}"
 
 
+def state_bundle(text: str) -> str:
+    """The bundle that a runtime's state of a container names (runc's state.json, crun's status);
+    empty when it names none."""
+    try:
+        state = json.loads(text)
+        named = state.get("bundle")
+        labels = [] if named else state["config"]["labels"]
+        found = [one.removeprefix("bundle=") for one in labels if one.startswith("bundle=")]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return ""
+    return named if isinstance(named, str) else "".join(found[:1])
+
+
 def error_text(log: str, output: str) -> str:
     """The runtime's own error in full: its log's last `error` entry, else what it printed.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import time
@@ -36,6 +37,10 @@ LOCK = "runtime.lock"
 POLL_S = (0.002, 0.05)
 """Shortest and longest pause between two looks at a lock: flock(2) could not be given up."""
 OUTPUT = "runtime.out"
+STATE_FILES = ("state.json", "status")
+"""Where runc and crun keep what they know of a container."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class OciRuntime:
@@ -122,12 +127,16 @@ class OciRuntime:
         await self._wait_unlocked(state_dir, START_LOCK)
 
     async def delete(self, me: Identity, state_dir: Path, *, force: bool = False) -> None:
-        """`delete`; a container that the runtime does not know counts as deleted.
+        """`delete`; a container that the runtime does not know counts as deleted, and so does one
+        of that id with another bundle: it is somebody else's.
 
         Plain delete can fail while systemd removes the unit's cgroups: the second try finds no
         cgroup and succeeds (units 2); the third is by force.
         """
         if not self._knows(me):
+            return
+        if other := _other_bundle(me):
+            _LOG.warning("the OCI runtime's container %s is of %s, let alone", me.id, other)
             return
         failure: ShimError | None = None
         for forced in (force, force, True):
@@ -220,6 +229,21 @@ class OciRuntime:
                 until, killed = time.monotonic() + process.DYING_S, True
             await asyncio.sleep(pause)
             pause = min(2 * pause, POLL_S[1])
+
+
+def _other_bundle(me: Identity) -> str:
+    """The bundle that the runtime's state of our id names, if it is not ours."""
+    for name in STATE_FILES:
+        try:
+            path = Path(commands.state_path(me.runtime, me.namespace, me.id)) / name
+            text = path.read_text(errors="replace")
+        except OSError:
+            continue
+        if f'{me.bundle}"' in text:  # nearly always, so it is not parsed for nothing
+            return ""
+        named = commands.state_bundle(text)
+        return named if named and os.path.realpath(named) != os.path.realpath(me.bundle) else ""
+    return ""
 
 
 @contextlib.asynccontextmanager

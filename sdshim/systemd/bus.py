@@ -262,6 +262,8 @@ class Bus:
         self._after: asyncio.Task[None] | None = None
         self.unique_name = ""
         self.connections = 0
+        self.losses = 0
+        """How often a connection was lost."""
 
     async def connect(self) -> None:
         """Dial once; raises `NotDelivered` when the bus cannot be reached now."""
@@ -428,6 +430,7 @@ class Bus:
             if self._keeper is not None:  # not our own close()
                 log.warning("the bus connection %s is lost", self.unique_name)
             self._link = None
+            self.losses += 1
             self._up.clear()
             self._down.set()
 

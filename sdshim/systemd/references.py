@@ -28,6 +28,17 @@ class References(Questions):
         self._refs: set[str] = set()
         self._doubtful_refs: set[str] = set()
 
+    @property
+    def losses(self) -> int:
+        """How often all references were dropped, with the bus. A unit that is held again since then
+        may be another one of that name."""
+        return self._bus.losses
+
+    async def disown(self, unit: str) -> None:
+        """Let go of a unit if we hold it: it is not the one that was meant."""
+        if unit in self._refs:
+            await self.unref(unit)
+
     async def ref(self, unit: str) -> None:
         """Hold the unit in systemd's memory until `unref` or the end of our connection; once
         however often it is asked for. `NoSuchUnit` when it is not there."""

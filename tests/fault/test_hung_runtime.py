@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sdshim.core.errors import Code
+from sdshim.core.errors import Code, UnknownError
 from sdshim.pb import runc_pb2
 from sdshim.pb.wellknown import pack
 from tests.fault.strikes import daemon_pid, kill_daemon
@@ -77,6 +77,17 @@ def impatient(host: Host) -> Iterator[None]:
     host.run(["systemctl", "restart", "sdshim.service"])
     yield
     host.path("/etc/sdshim/config.toml").unlink()
+    host.run(["systemctl", "restart", "sdshim.service"])
+
+
+@pytest.fixture
+def patient(host: Host, impatient: None) -> Iterator[None]:
+    """What makes a container or an exec may take its time."""
+    path = host.path("/etc/sdshim/config.toml")
+    path.write_text(CONFIG.replace("create_timeout = 1.5", "create_timeout = 40.0"))
+    host.run(["systemctl", "restart", "sdshim.service"])
+    yield
+    path.write_text(CONFIG)
     host.run(["systemctl", "restart", "sdshim.service"])
 
 
@@ -173,6 +184,32 @@ def test_an_exec_that_hangs_fails_and_its_container_goes_on(
     rig.call("Start", id="hung", exec_id="e")
     assert rig.call("Wait", id="hung", exec_id="e").exit_status == 0
     _end(rig)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["", "and the daemon is killed"])
+def test_an_exec_that_hangs_while_its_container_is_killed_holds_that_up_only_for_a_while(
+    rig: Rig, host: Host, runtime: Runtime, patient: None, cut: bool
+) -> None:
+    _, fields = _bundle(rig)
+    rig.call("Create", **fields)
+    rig.call("Start", id="hung")
+    runtime.hang("exec")
+    rig.call("Exec", id="hung", exec_id="e", spec=exec_spec("true"))
+    start = rig.begin("Start", id="hung", exec_id="e")
+    pid, daemon = runtime.pid(), daemon_pid(host)
+    ends = [rig.begin("Wait", id="hung", exec_id=who) for who in ("", "e")]
+    rig.call("Kill", id="hung", signal=signal.SIGKILL)
+    if cut:
+        kill_daemon(host)
+        eventually(lambda: daemon_pid(host) not in (0, daemon), "a new daemon")
+    with pytest.raises(UnknownError, match=f"exec failed: {HANGS} did not end with its container"):
+        start.result(15)
+    assert ends[0].result(15).exit_status == 137
+    ends[1].result(15)
+    _gone(host, pid)
+    rig.call("Delete", id="hung")
+    rig.events.until("hung", "delete")
+    assert rig.events.of("hung") == ["create", "start", "exec-added", "exit", "delete"]
 
 
 @pytest.mark.parametrize("command", ["start", "pause", "update"] if FULL else ["start", "pause"])

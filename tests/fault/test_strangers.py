@@ -124,6 +124,56 @@ def test_a_task_that_the_launcher_has_cleaned_up_takes_no_stranger_along(
         eventually(lambda: not state.exists(), "the daemon has taken its remains away")
 
 
+@contextlib.contextmanager
+def _no_bus(host: Host) -> Iterator[None]:
+    """dbus-daemon is gone in this block; the daemon lives on."""
+    host.run(["systemctl", "stop", "dbus.socket", "dbus.service"])
+    try:
+        yield
+    finally:
+        host.run(["systemctl", "start", "dbus.socket", "dbus.service"])
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "ours"])
+def test_a_unit_that_took_the_name_while_the_bus_was_away_lives_on(
+    rig: Rig, host: Host, taken: bool
+) -> None:
+    """The daemon's references go with the bus: so what ends meanwhile is gone at once. A unit that
+    does not is still its own afterwards."""
+    _running(rig)
+    end = rig.begin("Wait", id="box")
+    with contextlib.ExitStack() as stack:
+        with _no_bus(host):
+            if taken:
+                _end(host, UNIT)
+                stack.enter_context(_stranger(host, UNIT))
+        if not taken:
+            rig.call("Kill", id="box", signal=15)
+        assert end.result(15).exit_status == 9
+        assert rig.call("Delete", id="box").exit_status == 9
+        rig.events.until("box", "delete")
+        assert rig.events.of("box") == ["create", "start", "exit", "delete"]
+
+
+def test_a_container_that_the_runtime_knows_by_our_id_lives_on(rig: Rig, host: Host) -> None:
+    """Made by somebody else with the same root: Create fails, and takes nothing of it along."""
+    bundle = rig.bundle("box", "sleep", "1000")
+    runc = ["runc", "--root", "/run/containerd/runc/default"]
+    host.run(["cp", "-a", bundle.path, "/tmp/strange"])
+    host.run(["sed", "-i", "s,/default/box,/strange,", "/tmp/strange/config.json"])
+    command = " ".join([*runc, "run", "--detach", "--bundle", "/tmp/strange", "box"])
+    host.run(["sh", "-c", f"{command} >/dev/null 2>&1"])  # it would hold our pipes
+    try:
+        before = host.run([*runc, "state", "box"]).stdout
+        assert '"status": "running"' in before
+        assert "exist" in rig.refused("Create", id="box", bundle=bundle.path)[1]
+        assert rig.give_up(bundle).exit_status == 255
+        assert host.run([*runc, "state", "box"]).stdout == before
+    finally:
+        host.run([*runc, "delete", "--force", "box"])
+        host.run(["rm", "-r", "/tmp/strange"])
+
+
 def _innocent(host: Host) -> str:
     """The pid of a process that nobody may touch."""
     (shown,) = _show(host, INNOCENT, "MainPID")

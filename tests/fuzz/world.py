@@ -134,6 +134,8 @@ class _Job:
 class Manager:
     """systemd as the operations see it; starts succeed, and leave what the unit would leave."""
 
+    losses = 0
+
     def __init__(self, *, fails: bool = False) -> None:
         self.units: dict[str, dict[str, Any]] = {}
         self.fails = fails

@@ -13,18 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sdshim.core import spans
 from sdshim.core.errors import NotFound
 from sdshim.core.lifecycle import Life, Phase
 from sdshim.core.model import Identity
 from sdshim.core.record import Record
-from sdshim.daemon import exits, limits, units
+from sdshim.daemon import exits, limits, oneshot, units
 from sdshim.daemon.kill import kill, kill_exec
+from sdshim.daemon.oneshot import Oneshot
 from sdshim.daemon.process import Exec, Task
 from sdshim.daemon.recovery import runs
 from sdshim.host.store import EXEC_PID, EXIT, INIT_PID, MAIN_PID, Store
+from sdshim.runtime.commands import state_bundle
 from sdshim.systemd.errors import NoSuchUnit, UnitExists
 from sdshim.systemd.manager import Manager
 from tests.unit.test_systemd_fake import FakeError, fake_bus, got
+from tests.unit.ttrpc_kit import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +46,7 @@ CHANGES = {"StopUnit", "KillUnit", "ResetFailedUnit", "SetUnitProperties", "RefU
 def _node(folder: Path, manager: Any = None) -> Any:
     node: Any = SimpleNamespace(store=Store(folder / "t"), manager=manager, unsent={})
     node.crash = lambda _point: None
+    node.tracer = spans.NULL_TRACER
     return node
 
 
@@ -120,8 +125,89 @@ def test_a_strangers_unit_is_not_touched_and_the_record_tells_the_end(tmp_path: 
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("environment", "touched"),
+    [(OURS, {"StopUnit", "ResetFailedUnit", "UnrefUnit"}), (OTHERS, {"UnrefUnit"})],
+)
+def test_whose_a_unit_is_is_asked_once_more_when_the_bus_has_gone(
+    tmp_path: Path, environment: list[str], touched: set[str]
+) -> None:
+    """And only then. What the new connection holds by that name is let go of."""
+
+    async def main() -> None:
+        async with fake_bus(tmp_path) as (fake, bus):
+            _systemd(fake, OURS)
+            fake.answers["GetUnit"] = _no_unit
+            fake.answers["StopUnit"] = lambda *_: ("o", ["/org/freedesktop/systemd1/job/1"])
+            manager = Manager(bus)
+            await manager.start()
+            node = _node(tmp_path, manager)
+            task = _task(node)
+            await units.hold(node, task)
+            asked = len(fake.calls)
+            await units.confirm(node, task)
+            assert len(fake.calls) == asked
+            fake.cut()
+            await until(lambda: fake.held[ME.unit] == 1)  # as if nothing had been
+            _systemd(fake, environment)
+            fake.calls.clear()
+            settled = asyncio.create_task(units.settle(node, task))
+            await until(lambda: task.held_since == 1)
+            fake.signal("JobRemoved", "uoss", 1, "/job/1", ME.unit, "done")
+            await settled
+            await units.forget(node, task)
+            assert task.unit_gone == (environment == OTHERS)
+            assert set(fake.members()) & CHANGES == touched
+            assert fake.held[ME.unit] == 0
+            await manager.close()
+
+    asyncio.run(asyncio.wait_for(main(), 15))
+
+
+def _no_unit(*_: object) -> Any:
+    raise FakeError("org.freedesktop.systemd1.NoSuchUnit", "not loaded")
+
+
+@pytest.mark.parametrize("environment", [OTHERS, []])
+def test_a_strangers_unit_by_the_name_of_a_checkpoints_is_let_alone(
+    tmp_path: Path, environment: list[str]
+) -> None:
+    async def main() -> None:
+        async with fake_bus(tmp_path) as (fake, bus):
+            _systemd(fake, environment)
+            folder = tmp_path / "checkpoint"
+            folder.mkdir()
+            one = Oneshot(ME, folder)
+            await oneshot.forget(_node(tmp_path, Manager(bus)), one)
+            assert not CHANGES & set(fake.members())
+            assert not folder.exists()
+
+    asyncio.run(main())
+
+
+RUNC = '{"id":"box","config":{"labels":["a=b","bundle=/b/q\\u0026a"],"rootfs":"/b"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "bundle"),
+    [
+        (RUNC, "/b/q&a"),
+        ('{"pid": 7, "bundle": "\\/b\\/c"}', "/b/c"),
+        ('{"config":{"labels":["a=b"]}}', ""),
+        ('{"config":{"labels":null}}', ""),
+        ('{"config":[]}', ""),
+        ("[]", ""),
+        ("{", ""),
+    ],
+)
+def test_whose_a_container_is_the_runtimes_state_tells(text: str, bundle: str) -> None:
+    assert state_bundle(text) == bundle
+
+
 class Starter:
     """Starts units, or finds their names taken."""
+
+    losses = 0
 
     def __init__(self, *, taken: bool) -> None:
         self._taken = taken
