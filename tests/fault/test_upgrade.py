@@ -209,13 +209,33 @@ def test_where_damage_hides_how_many_calls_there_were_nobody_waits_for_ever(
     log.with_name("calls.unreadable").unlink()
 
 
+TAKES = "        taken = self._keeper.take(other=MAIN_NAME)\n"
+NOVEL = """
+        kept = [fd for name, fd in taken if name == "novel.1"]
+        Path("/run/novelty").write_bytes(os.read(kept[0], 9) if kept else b"none")
+        if kept:
+            self._keeper.remove("novel.1")
+        if not Path("/run/novelty.end").exists():
+            read, write = os.pipe()
+            os.write(write, b"kept")
+            await self._keeper.keep("novel.1", read, poll=False)
+            os.close(read)
+            os.close(write)
+"""
+"""A newer version keeps a descriptor of a name that is unknown here, and tells what is in it."""
+
+
 def _another_version(folder: Path) -> Path:
-    """A working tree like ours with another number."""
+    """A working tree like ours with another number, and with what is new in it."""
     tree = source_tree()
     for name in ("sdshim", "units", "packaging"):
         shutil.copytree(tree / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     init = folder / "sdshim" / "__init__.py"
     init.write_text(init.read_text().replace(sdshim.__version__, VERSION))
+    serve = folder / "sdshim" / "cli" / "serve.py"
+    before = serve.read_text()
+    assert TAKES in before
+    serve.write_text(before.replace(TAKES, TAKES + NOVEL))
     return folder
 
 
@@ -223,7 +243,8 @@ def _another_version(folder: Path) -> Path:
 def test_nobody_notices_an_upgrade_or_a_downgrade_under_load(
     ctr: Ctr, host: Host, tmp_path: Path
 ) -> None:
-    """Installed over the running one and restarted while containers come and go."""
+    """Installed over the running one and restarted while containers come and go. What the newer
+    one keeps in the fd store under a name that is unknown here is there when it comes back."""
     trees = [_another_version(tmp_path), source_tree()]
     versions: list[str] = []
 
@@ -242,6 +263,12 @@ def test_nobody_notices_an_upgrade_or_a_downgrade_under_load(
             tasks = drill.rounds(2)
         drill.verdict(2, len(tasks))
         assert versions[:2] == [VERSION, sdshim.__version__]
+        host.path("/run/novelty.end").touch()
+        for tree in reversed(trees):
+            host.reinstall(tree)
+            host.run(["systemctl", "restart", "sdshim.service"])
+        assert host.path("/run/novelty").read_text() == "kept"
     finally:
+        host.run(["rm", "-f", "/run/novelty", "/run/novelty.end"])
         host.reinstall()
         host.run(["systemctl", "restart", "sdshim.service"])
