@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.system,
     pytest.mark.timeout(120),
     pytest.mark.roots("self"),
-    pytest.mark.cgroup("v2"),
+    pytest.mark.cgroup("v1"),
 ]
 
 CANARY = "canary"
