@@ -28,16 +28,23 @@ NOTES = {f"io.sdshim.{key.replace('_', '-')}": key for key in KEYS}
 MAX_NAMESPACE = 128
 MAX_FIELD = 512
 
-_CRI = "io.kubernetes.cri."
+_CRI, _CRIO, _POD = "io.kubernetes.cri.", "io.kubernetes.cri-o.", "io.kubernetes.pod."
 _FIELDS = {
-    "CONTAINER_NAME": (f"{_CRI}container-name", "nerdctl/name", "io.sdshim.name"),
-    "IMAGE_NAME": (f"{_CRI}image-name", "io.sdshim.image"),
-    "POD_NAME": (f"{_CRI}sandbox-name", "io.sdshim.pod"),
-    "POD_NAMESPACE": (f"{_CRI}sandbox-namespace",),
-    "POD_UID": (f"{_CRI}sandbox-uid",),
-    "POD_ID": (f"{_CRI}sandbox-id",),
+    "CONTAINER_NAME": (
+        f"{_CRI}container-name",
+        "io.kubernetes.container.name",
+        "nerdctl/name",
+        "io.sdshim.name",
+    ),
+    "IMAGE_NAME": (f"{_CRI}image-name", f"{_CRIO}ImageName", "io.sdshim.image"),
+    "POD_NAME": (f"{_CRI}sandbox-name", f"{_POD}name", f"{_CRIO}Name", "io.sdshim.pod"),
+    "POD_NAMESPACE": (f"{_CRI}sandbox-namespace", f"{_POD}namespace", f"{_CRIO}Namespace"),
+    "POD_UID": (f"{_CRI}sandbox-uid", f"{_POD}uid"),
+    "POD_ID": (f"{_CRI}sandbox-id", f"{_CRIO}SandboxID"),
 }
-"""Journal fields, and the annotations they come from: the first one that there is."""
+"""Journal fields, and the annotations they come from: the first one that there is. Of containerd's
+CRI, of CRI-O (podman writes some of these too) with the kubelet's labels `io.kubernetes.pod.…`, of
+nerdctl, which copies its labels, and ours."""
 
 
 def faults(wish: Mapping[str, str]) -> list[str]:
@@ -84,15 +91,15 @@ def decide(
         raise InvalidArgument("annotations io.sdshim.log…: " + "; ".join(wrong))
     own = {**asked, **noted}
     wish = {key: own.get(key) or defaults.get(key, "") for key in KEYS}
-    fields = {name: _first(notes, sources) for name, sources in _FIELDS.items()}
-    quiet = notes.get(f"{_CRI}container-type") == "sandbox"  # a pause prints nothing
+    types = (notes.get(f"{_CRI}container-type"), notes.get(f"{_CRIO}ContainerType"))
+    quiet = "sandbox" in types  # a pause prints nothing
     return Log(
         mode=_refuse(own.get("log", ""), stdio) or _mode(wish["log"], stdio, quiet=quiet),
         wish=wish["log"],
         namespace=wish["log_namespace"],
         stdout_priority=_number(wish["log_stdout_priority"], 6),
         stderr_priority=_number(wish["log_stderr_priority"], 3),
-        fields=tuple((name, value) for name, value in fields.items() if value),
+        fields=tuple((field, _line(text)) for field, text in named(notes).items()),
     )
 
 
@@ -168,9 +175,17 @@ def trace_id(traceparent: str) -> str:
     return parts[1] if len(parts) == 4 else ""
 
 
-def _first(notes: Mapping[str, str], sources: tuple[str, ...]) -> str:
-    """The first annotation that there is, fit for one line of a unit's file."""
-    text = next((notes[source] for source in sources if notes.get(source)), "")
+def named(notes: Mapping[str, str]) -> dict[str, str]:
+    """What the annotations of a spec tell of its container, image and pod: journal field → value,
+    without those that are not told."""
+    found = {
+        field: [notes[key] for key in keys if notes.get(key)] for field, keys in _FIELDS.items()
+    }
+    return {field: texts[0] for field, texts in found.items() if texts}
+
+
+def _line(text: str) -> str:
+    """Fit for one line of a unit's file."""
     return "".join(char if char.isprintable() else "?" for char in text[:MAX_FIELD])
 
 

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from sdshim.pb import task_v2_pb2 as pb
     from sdshim.ttrpc.server import Call
 
-CRI = "io.kubernetes.cri."
-"""What the CRI's annotations begin with."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -137,9 +134,10 @@ def place(
 
 def _pod(notes: dict[str, str]) -> str:
     """What names the container's pod (protocol 8.2), empty without one."""
-    name, namespace = notes.get(f"{CRI}sandbox-name"), notes.get(f"{CRI}sandbox-namespace")
+    told = logs.named(notes)
+    name, namespace = told.get("POD_NAME"), told.get("POD_NAMESPACE")
     by_name = f"{namespace}_{name}" if name and namespace else ""
-    return notes.get(annotation.POD) or by_name or notes.get(f"{CRI}sandbox-id", "")
+    return notes.get(annotation.POD) or by_name or told.get("POD_ID", "")
 
 
 def _is_default(path: str, key: names.TaskKey, *, restored: bool) -> bool:
@@ -156,15 +154,8 @@ def _mount(message: Any) -> Mount:
 
 def describe(key: names.TaskKey, spec: dict[str, Any]) -> str:
     """`systemctl status`'s first line: containerd's name, then image, pod and container name."""
-    notes = bundle.notes(spec)
-    words = [
-        notes.get(name, "")
-        for name in (
-            f"{CRI}image-name",
-            f"{CRI}sandbox-name",
-            f"{CRI}container-name",
-        )
-    ]
+    told = logs.named(bundle.notes(spec))
+    words = [told.get(field, "") for field in ("IMAGE_NAME", "POD_NAME", "CONTAINER_NAME")]
     # It becomes a line of the unit's file: no line breaks, nothing unprintable, no novel.
     extra = ", ".join(word[:100] for word in words if word)
     extra = "".join(char if char.isprintable() else "?" for char in extra)

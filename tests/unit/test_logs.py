@@ -121,6 +121,49 @@ def test_the_fields_are_those_of_container_image_pod_exec_and_trace() -> None:
     assert logs.name(ME) == "box"
 
 
+@pytest.mark.parametrize(
+    ("notes", "wanted"),
+    [
+        (
+            {
+                "io.kubernetes.cri-o.ImageName": "busybox:1",
+                "io.kubernetes.cri-o.Name": "web",
+                "io.kubernetes.cri-o.Namespace": "shop",
+                "io.kubernetes.cri-o.SandboxID": "abc",
+                "io.kubernetes.container.name": "app",
+                "io.kubernetes.pod.uid": "u-1",
+            },
+            {
+                "CONTAINER_NAME": "app",
+                "IMAGE_NAME": "busybox:1",
+                "POD_NAME": "web",
+                "POD_NAMESPACE": "shop",
+                "POD_UID": "u-1",
+                "POD_ID": "abc",
+            },
+        ),
+        ({"nerdctl/name": "app", "nerdctl/namespace": "default"}, {"CONTAINER_NAME": "app"}),
+        ({"io.kubernetes.pod.name": "web"}, {"POD_NAME": "web"}),
+        (
+            {"io.sdshim.name": "app", "io.sdshim.image": "busybox:1", "io.sdshim.pod": "web"},
+            {"CONTAINER_NAME": "app", "IMAGE_NAME": "busybox:1", "POD_NAME": "web"},
+        ),
+        ({}, {}),
+    ],
+    ids=["cri-o", "nerdctl", "kubelet's labels", "ours", "ctr"],
+)
+def test_each_clients_names_of_container_image_and_pod_are_known(
+    notes: dict[str, str], wanted: dict[str, str]
+) -> None:
+    assert logs.named(notes) == wanted
+
+
+def test_the_sandbox_of_a_pod_says_nothing_by_itself() -> None:
+    for name in ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"):
+        assert logs.decide({}, {name: "sandbox"}, {}, NOTHING).mode == "stdio"
+        assert logs.decide({}, {name: "container"}, {}, NOTHING).mode == "journal"
+
+
 def test_a_field_is_one_printable_line() -> None:
     log = logs.decide({}, {"io.sdshim.name": "a\nExecStart=/bin/sh" + "x" * 999}, {}, NOTHING)
     (name,) = dict(log.fields).values()
