@@ -199,10 +199,17 @@ def cgroups(facts: Facts) -> Iterator[Finding]:
             found = ", ".join(map(str, sorted(set(pids))))
             text = f"cgroup {path} has processes ({found}) and no unit"
             yield _leak("cgroups", Level.FAULT, path, text, f"kill {found}, if nobody needs them")
-        else:
+        elif not _is_task(facts, path.rpartition("/")[2]):
             text = f"cgroup {path} is left, without processes and without a unit"
             repair = Repair(Act.REMOVE_CGROUP, (path,))
             yield _leak("cgroups", Level.WARNING, path, text, "", repair)
+
+
+def _is_task(facts: Facts, unit: str) -> bool:
+    """Whether a unit is that of a task: systemd forgets what has ended well once the daemon lets go
+    of it, and on v1 the OCI runtime's cgroups stay until Delete."""
+    process = process_of(unit)
+    return process is not None and facts.known(process.key)
 
 
 def _hierarchies() -> list[Path]:

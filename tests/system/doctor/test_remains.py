@@ -176,6 +176,23 @@ def test_a_cgroup_without_unit_is_removed_when_it_is_empty(host: Host, web: str)
     assert not host.path(f"{tree}{below}").exists()
 
 
+@pytest.mark.cgroup("v1")  # where the OCI runtime's cgroups outlive the unit
+def test_the_cgroup_of_a_task_that_has_ended_is_no_remain_without_a_daemon(
+    host: Host, rig: Rig
+) -> None:
+    rig.stopped("box", "true")
+    host.run(["systemctl", "stop", "sdshim.socket", "sdshim.service"])
+    try:
+        eventually(
+            lambda: show(host, "sdshim-default-box.service", "LoadState") == "not-found",
+            "systemd has forgotten the unit",
+        )
+        told = doctor(host)
+    finally:
+        host.run(["systemctl", "start", "sdshim.socket", "sdshim.service"])
+    assert "cgroups" not in {finding["check"] for finding in told.findings}
+
+
 def test_files_that_are_nobodys_are_removed(host: Host, web: str) -> None:
     host.run(["mkdir", "-p", "-m", "700", "/run/sdshim/c", "/run/containerd/fifo/7"])
     host.run(["touch", "/run/sdshim/c/aa"])
