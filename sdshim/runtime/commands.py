@@ -155,3 +155,10 @@ def error_text(log: str, output: str) -> str:
         if entry.get("level") in ("error", "fatal"):
             found = str(entry.get("msg", "")).strip() or found
     return found or " ".join(output.split())
+
+
+def hint(text: str) -> str:
+    """What to do about a runtime's error, where its own words do not say it; else empty."""
+    if "RLIM_MEMLOCK" in text:  # crun 1.8 lifts it before it loads device rules on cgroup v2
+        return "crun needs CAP_SYS_RESOURCE here, which this host's root does not have: use runc"
+    return ""

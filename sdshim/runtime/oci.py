@@ -162,7 +162,8 @@ class OciRuntime:
 
     def failure(self, state_dir: Path, prefix: str, default: str) -> UnknownError:
         """The error that the runtime's log of this task tells, or `default`."""
-        return UnknownError(f"{prefix}: {self.complaint(state_dir, '') or default}")
+        text = self.complaint(state_dir, "")
+        return UnknownError(f"{prefix}: {text or default}", hint=commands.hint(text))
 
     def complaint(self, state_dir: Path, printed: str) -> str:
         """What the runtime's log in a folder complains of, else what it has printed."""

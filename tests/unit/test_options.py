@@ -263,3 +263,9 @@ def test_the_fifos_are_given_to_the_containers_user_and_nothing_else_is(tmp_path
 )
 def test_the_runtimes_last_error_in_its_log_however_it_is_laid_out(log: str, wanted: str) -> None:
     assert commands.error_text(log, " printed\ntext ") == wanted
+
+
+def test_a_crun_without_the_capability_it_needs_is_told_what_helps() -> None:
+    text = "setrlimit (RLIM_MEMLOCK): Operation not permitted"
+    assert "CAP_SYS_RESOURCE" in commands.hint(text)
+    assert commands.hint("exec: not found") == ""
