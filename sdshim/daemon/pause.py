@@ -130,8 +130,10 @@ def _has_thawed(node: Node, call: Call, task: Task) -> bool:
 def follow(node: Node, task: Task) -> None:
     """Tell of freezes and thaws by others from now on, and of one that nobody has told of yet. To
     be called when the container runs."""
+    if task.ending or task.freeze_watch:  # Start may be answered after the end was seen
+        return
     file = freezer.told_by(task.identity.cgroup)
-    if file is None or task.freeze_watch >= 0:
+    if file is None:
         return
     try:
         task.freeze_watch = node.changes.watch(file, lambda: _look(node, task))
@@ -175,6 +177,8 @@ async def _tell(node: Node, task: Task) -> None:
 
 def stand_by(node: Node, task: Task) -> None:
     """Resume the paused container when its unit is being stopped."""
+    if task.ending:
+        return
     task.stop_watch = node.spawn(_resume_at_stop(node, task), f"stop of {task}")
 
 
@@ -211,7 +215,8 @@ def melt(node: Node, task: Task) -> None:
     run (stock resumes here as well). No event tells of it. systemd cannot be asked: it thaws active
     units only, and from 255 on waits for the hook's first instruction in the frozen cgroup."""
     stand_down(task)
-    node.changes.close(task.freeze_watch)
+    if task.freeze_watch:
+        node.changes.close(task.freeze_watch)
     if task.unit_gone:
         return
     me = task.identity

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sdshim.core.record import Record
     from sdshim.daemon.events import Make
     from sdshim.daemon.node import Node
+    from sdshim.host.changes import Watched as WatchedFile
     from sdshim.host.oom import Watch
     from sdshim.host.process import Watched
     from sdshim.stdio.console import Pump
@@ -194,7 +195,7 @@ class Task(Process):
         self.oom_watch: Watch | None = None
         self.stop_watch: asyncio.Task[None] | None = None
         """Waits for a stop of the unit while the container is paused."""
-        self.freeze_watch = -1
+        self.freeze_watch: WatchedFile | None = None
         """Tells of freezes and thaws (host/changes.py)."""
         self.doomed = False
         """A client has sent SIGKILL, for which a frozen one is thawed."""

@@ -52,7 +52,7 @@ async def listen(node: Node, task: Task) -> None:
     except ShimError as error:  # of one that runs; it was lost with a daemon
         log.warning("%s cannot say that it is ready: %s", task, error)
         return
-    if task.listening is None:
+    if task.listening is None and not task.ending:
         work = _listen(node, task, task.held.ends[END])
         task.listening = node.spawn(work, f"notifications of {task}")
 

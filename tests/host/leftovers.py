@@ -23,6 +23,7 @@ _PER_CONTAINER = ("run/runc", "run/crun")
 _STATE = ("run/sdshim/t", "run/sdshim/c")
 _FIFOS = "run/containerd/fifo"
 _STREAMS = ("/run/sdshim/t/", "/run/containerd/fifo/", "/tmp/", "/dev/ptmx", "/dev/pts/")
+_CGROUPS = "/sys/fs/cgroup/"
 _MOUNTS = ("/run/containerd/", "/run/sdshim/", "/var/lib/containerd/", "/tmp/")
 _DAEMONS = {
     # unit -> how the processes that belong there are called
@@ -150,7 +151,8 @@ def _belongs(path: str, name: str) -> bool:
 
 
 def _left_descriptors(pid: int, trees: list[Path]) -> Iterator[str]:
-    """FIFOs and terminals of processes that the daemon, or systemd's fd store for it, still has."""
+    """What the daemon still has of processes: FIFOs and terminals (systemd's fd store for it, too),
+    and files of their cgroups."""
     daemon = _read(trees[0] / "system.slice/sdshim.service/cgroup.procs").split()
     for number in (str(pid), *daemon):
         holder = "systemd" if number == str(pid) else f"process {number}"
@@ -159,7 +161,8 @@ def _left_descriptors(pid: int, trees: list[Path]) -> Iterator[str]:
                 target = str(fd.readlink())
             except OSError:  # closed, or ended, meanwhile
                 continue
-            if target.startswith(_STREAMS):
+            watched = number != str(pid) and target.startswith(_CGROUPS)
+            if watched or target.startswith(_STREAMS):
                 yield f"descriptor {fd.name} of {holder}: {target}"
 
 
