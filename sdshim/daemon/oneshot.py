@@ -97,5 +97,5 @@ async def forget(node: Node, one: Oneshot) -> None:
         with contextlib.suppress(NoSuchUnit):
             job = await node.manager.stop(one.me.unit)
             await job.wait()
-        await units.collect(node, one.me.unit)
+        await node.manager.collect(one.me.unit)
     shutil.rmtree(one.folder, ignore_errors=True)

@@ -198,7 +198,7 @@ async def forget(node: Node, process: Process) -> None:
     me = process.identity
     await confirm(node, process)
     if not process.unit_gone:
-        await collect(node, me.unit)
+        await node.manager.collect(me.unit)
     if me.owns_cgroup and not me.exec_id:
         await _prune(me.cgroup.rpartition("/")[0])
 
@@ -211,10 +211,3 @@ async def _prune(group: str) -> None:
             return
         await asyncio.sleep(pause)
     log.warning("cgroups are still in use and stay: %s", ", ".join(map(str, left)))
-
-
-async def collect(node: Node, unit: str) -> None:
-    """The same for a unit by its name."""
-    await node.manager.reset_failed(unit)
-    await node.manager.unref(unit)
-    await node.manager.when_removed(unit)

@@ -60,6 +60,8 @@ log = logging.getLogger(__name__)
 
 RESYNC_PAUSE = 1.0
 DESTRUCTIVE_TRIES = 7
+REMOVED_S = 0.01
+"""What passes between the answer to UnrefUnit and UnitRemoved, at most as a rule."""
 LOST_TRIES = 4
 """daemon-reexec takes answers along, and may come several times in a row."""
 
@@ -347,6 +349,18 @@ class Manager(References):
                 return
             await self._look_again(unit)
             await future
+        finally:
+            future.cancel()
+
+    async def collect(self, unit: str) -> None:
+        """Forget the unit's failure, let go of it, and return when systemd has no such unit in
+        memory. That is said by a signal, mostly at once; who has not heard it asks."""
+        future = self.removal(unit)
+        try:
+            await asyncio.gather(self.reset_failed(unit), self.unref(unit))
+            await asyncio.wait([future], timeout=REMOVED_S)
+            if not future.done():
+                await self.when_removed(unit)
         finally:
             future.cancel()
 

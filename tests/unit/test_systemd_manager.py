@@ -270,6 +270,28 @@ def test_removal_is_believed_only_outside_a_reload(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+@pytest.mark.parametrize("heard", [True, False], ids=["signal", "no signal"])
+def test_a_collected_unit_is_asked_for_only_when_nothing_is_heard(
+    tmp_path: Path, heard: bool
+) -> None:
+    async def body(fake: FakeBus, manager: Manager) -> None:
+        def unref(_: str) -> tuple[str, list[Any]]:
+            if heard:
+                unit_removed(fake)
+            return "", []
+
+        fake.answers["UnrefUnit"] = unref
+        fake.answers["GetUnit"] = fails(*[f"{SYSTEMD}.NoSuchUnit"] * 9)
+        await manager.collect(UNIT)
+        members = fake.members()
+        assert members.index("ResetFailedUnit") < members.index("UnrefUnit")
+        assert ("GetUnit" in members) == (not heard)
+        await asyncio.sleep(0)
+        assert manager._removals == {}
+
+    run(tmp_path, body)
+
+
 def job_new(fake: FakeBus, unit: str = UNIT) -> None:
     fake.signal("JobNew", "uos", 7, f"{JOB}7", unit)
 
