@@ -87,6 +87,13 @@ def from_systemd(code: int, status: int, time_ns: int) -> ExitStatus | None:
     return None
 
 
+def from_wait_status(status: int, time_ns: int) -> ExitStatus:
+    """What waitpid(2) gave as an ExitStatus: the signal in the lowest 7 bits (above it if there
+    was a core dump), or else the status in the byte above."""
+    killed_by = status & 0x7F
+    return ExitStatus(128 + killed_by if killed_by else status >> 8 & 0xFF, time_ns)
+
+
 def blamed(exit: ExitStatus, kills: int) -> ExitStatus:
     """The exit with `oom-kill` as its reason, if it was by SIGKILL and the kernel has killed in the
     container for want of memory: nobody tells whom it has killed, CRI judges alike (protocol 10.2).

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
+import functools
 import os
 import re
+import select
 import signal
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +29,19 @@ PF_EXITING = 0x4
 """In /proc/PID/stat: set before the process's descriptors are closed (linux/sched.h)."""
 
 
+_INFO = struct.Struct("Q52xi")  # struct pidfd_info: mask, …, exit_code (linux/pidfd.h)
+_GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO for these 64 bytes
+_INFO_EXIT = 1 << 3
+TELLS_EXITS_SINCE = (6, 15)
+"""Linux: from here on a pidfd tells how its process ended, and by POLLHUP that it was reaped."""
+REAPED_S = 0.5
+"""systemd reaps at once, unless it is just executing itself again."""
+
+
 class Watched:
     """A pidfd in the event loop: `ended` is called once when the process has ended.
 
-    The pidfd also carries signals. close() is idempotent.
+    The pidfd also carries signals, and then tells how it ended. close() is idempotent.
     """
 
     def __init__(self, pid: int, ended: Callable[[], None]) -> None:
@@ -40,8 +54,38 @@ class Watched:
         asyncio.get_running_loop().add_reader(self._fd, self._fire)
 
     def _fire(self) -> None:
-        self.close()
+        asyncio.get_running_loop().remove_reader(self._fd)
         self._ended()
+
+    async def wait_status(self) -> int | None:
+        """How the process, which has ended, ended: what its parent got from waitpid(2), once that
+        has got it. None when the kernel does not tell, or the parent takes its time."""
+        if self._fd < 0 or not tells_exits():
+            return None
+        status = _wait_status(self._fd)
+        if status is None and await self._reaped():
+            status = _wait_status(self._fd)
+        return status
+
+    async def _reaped(self) -> bool:
+        """Wait for the parent; False when it takes longer than it should, or a descriptor lacks."""
+        loop = asyncio.get_running_loop()
+        reaped = asyncio.Event()
+        try:
+            poll = select.epoll()
+        except OSError:
+            return False
+        try:
+            poll.register(self._fd, 0)  # EPOLLHUP alone: the process has ended
+            loop.add_reader(poll.fileno(), reaped.set)
+            async with asyncio.timeout(REAPED_S):
+                await reaped.wait()
+            return self._fd >= 0
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(poll.fileno())
+            poll.close()
 
     def kill(self, number: int) -> None:
         """Send a signal. Raises NotFound when the process has ended."""
@@ -58,6 +102,26 @@ class Watched:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
+
+
+@functools.cache
+def tells_exits() -> bool:
+    """Whether this kernel's pidfds tell how their processes ended."""
+    numbers = re.findall(r"\d+", os.uname().release)[:2]
+    return tuple(map(int, numbers)) >= TELLS_EXITS_SINCE
+
+
+def _wait_status(pidfd: int) -> int | None:
+    """None while nobody has reaped the process."""
+    told = bytearray(_INFO.pack(_INFO_EXIT, 0))
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, told)
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.ESRCH):
+            raise
+        return None
+    mask, status = _INFO.unpack(told)
+    return status if mask & _INFO_EXIT else None
 
 
 async def end_of(pid: int) -> None:
