@@ -45,6 +45,7 @@ DAMAGE = (
 """What reading a file of ours raises when it is not what was written."""
 
 
+_JSON = json.JSONEncoder(separators=(",", ":"))
 _TOKEN = re.compile("[0-9a-f]{32}")
 
 
@@ -60,28 +61,38 @@ class Record:
     unknown: dict[str, Any] = field(default_factory=dict)
     """Fields of another version, kept as they were, in the objects that they were in; of objects in
     a list by what names them (`_name`)."""
+    told: str = field(default="", repr=False, compare=False)
+    """The identity as JSON, once there was need of it: most of a record, and always the same;
+    `replace` hands it on."""
 
 
 def encode(record: Record) -> bytes:
     """The record as JSON."""
-    document = _document(record)
     if record.unknown:
+        document = _document(record)
         _add(document, record.unknown)
-    return json.dumps(document, separators=(",", ":")).encode()
+        return _JSON.encode(document).encode()
+    if not record.told:
+        object.__setattr__(record, "told", _JSON.encode(asdict(record.identity)))
+    rest = _JSON.encode(_state(record))
+    return f'{{"version":{VERSION},"identity":{record.told},{rest[1:]}'.encode()
 
 
 def _document(record: Record) -> dict[str, Any]:
     """What this version knows of it."""
+    return {"version": VERSION, "identity": asdict(record.identity), **_state(record)}
+
+
+def _state(record: Record) -> dict[str, Any]:
+    """What changes in the course of a life."""
     return {
-        "version": VERSION,
-        "identity": asdict(record.identity),
         "phase": record.life.phase.value,
         "pid": record.life.pid,
-        "exit": asdict(record.life.exit) if record.life.exit else None,
+        "exit": _flat(record.life.exit) if record.life.exit else None,
         "ooms": record.life.ooms,
         "oom_held": record.life.oom_held,
         "deleting": record.deleting,
-        "events": [{**asdict(e), "payload": _text(e.payload)} for e in record.events],
+        "events": [{**_flat(e), "payload": _text(e.payload)} for e in record.events],
         "replies": [
             {"call": call, "code": r.code, "message": r.message, "payload": _text(r.payload)}
             for call, r in record.replies.items()
@@ -200,6 +211,11 @@ def _check(me: Identity) -> None:
     texts = (*asdict(me.stdio).values(), me.containerd, me.slice, me.checkpoint, me.traceparent)
     if not all(isinstance(text, str | bool) for text in texts):
         raise TypeError("a text is none")
+
+
+def _flat(value: ExitStatus | Event) -> dict[str, Any]:
+    """The fields of what has only plain ones. (asdict() copies each, at many times the cost.)"""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def _call(raw: list[int]) -> CallId:

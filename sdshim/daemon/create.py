@@ -11,7 +11,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdshim.core import notify, spans, unitproperties
 from sdshim.core.errors import (
@@ -74,7 +74,7 @@ async def create(node: Node, call: Call, request: pb.CreateTaskRequest) -> bytes
             if task.identity.checkpoint:
                 return await restore.create(node, call, task)
             result = await _start_unit(node, task, planned, call.peer_pid)
-            return await _finish(node, task, call, result)
+            return await _finish(node, task, call, result, planned.spec)
         except Exception as error:
             await _roll_back(node, task, foreign=isinstance(error, UnitExists))
             if isinstance(error, OSError):
@@ -136,13 +136,17 @@ async def _start_unit(node: Node, task: Task, planned: Plan, peer_pid: int) -> s
     return await units.start_init(node, task, argv, planned.description, peer_pid)
 
 
-async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
+async def _finish(
+    node: Node, task: Task, call: Call, result: str, spec: dict[str, Any] | None = None
+) -> bytes:
     """The unit's start job has ended: the container is there, or it is not."""
     me = task.identity
     pid = node.store.pid(me)
     if result != "done" or not pid:
         raise await _explain(node, task, result)
-    await _set_late(node, task)
+    # What would have hit the OCI runtime's `create` (design 4); its process has ended now.
+    late = unitproperties.late(me.runtime.unit_properties)
+    await limits.at_create(node, task, late, spec)
     payload = pb.CreateTaskResponse(pid=pid).SerializeToString()
     streams.opened(node, task)
     await terminals.connect(node, task)
@@ -150,11 +154,6 @@ async def _finish(node: Node, task: Task, call: Call, result: str) -> bytes:
     exits.watch(node, task)
     await readiness.listen(node, task)
     return payload
-
-
-async def _set_late(node: Node, task: Task) -> None:
-    """Set what would have hit the OCI runtime's `create` (design 4); its process has ended now."""
-    await limits.at_create(node, task, unitproperties.late(task.identity.runtime.unit_properties))
 
 
 async def _explain(node: Node, task: Task, result: str) -> ShimError:

@@ -39,9 +39,12 @@ PAUSES_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Between the tries after Start."""
 
 
-async def at_create(node: Node, task: Task, more: list[Property]) -> None:
-    """Set the unit's properties for what the bundle's spec limits, and `more`."""
-    wanted = {one[0]: one for one in (*_of_spec(node, task), *more)}
+async def at_create(
+    node: Node, task: Task, more: list[Property], spec: Mapping[str, Any] | None = None
+) -> None:
+    """Set the unit's properties for what the bundle's spec limits, and `more`. `spec`, if it is at
+    hand."""
+    wanted = {one[0]: one for one in (*_of_spec(node, task, spec), *more)}
     if wanted:
         note(node, task, list(wanted.values()))
         await give(node, task, list(wanted.values()))
@@ -54,9 +57,9 @@ def of_resources(node: Node, task: Task, wanted: Mapping[str, Any]) -> list[Prop
     return made if task.identity.owns_cgroup else []
 
 
-def _of_spec(node: Node, task: Task) -> list[Property]:
+def _of_spec(node: Node, task: Task, spec: Mapping[str, Any] | None) -> list[Property]:
     try:
-        spec = bundle.load_spec(Path(task.identity.bundle))
+        spec = spec or bundle.load_spec(Path(task.identity.bundle))
         wanted = (spec.get("linux") or {}).get("resources")
         if not isinstance(wanted, dict):
             return []

@@ -45,26 +45,27 @@ class Reserve:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fill()
 
-    def replace(self, path: Path, data: bytes) -> None:
+    def replace(self, path: Path | str, data: bytes) -> None:
         """Write a file atomically, owner only. Raises ResourceExhausted when there is no room; a
         file that exists has room in the reserve."""
-        temporary = path.with_name(f".{path.name}.new")
+        folder, _, name = str(path).rpartition("/")
+        temporary = f"{folder}/.{name}.new"  # (a Path costs as much as the write itself)
         try:
             try:
                 _write(temporary, data, os.O_CREAT | os.O_TRUNC)
             except OSError as error:
                 with contextlib.suppress(OSError):
-                    temporary.unlink()
-                if error.errno not in FULL or not path.exists():
+                    os.unlink(temporary)  # noqa: PTH108
+                if error.errno not in FULL or not os.access(path, os.F_OK):
                     raise
                 self._take(temporary, data)
-            temporary.replace(path)
+            os.replace(temporary, path)  # noqa: PTH105
         except OSError as error:
             raise no_room(path, error) from error
         if self._missing:
             self._fill()
 
-    def _take(self, temporary: Path, data: bytes) -> None:
+    def _take(self, temporary: str, data: bytes) -> None:
         """Have one of the files under that name, with that in it."""
         spares = [spare for spare in self._files if spare not in self._missing]
         if not spares or len(data) > SIZE:
@@ -91,7 +92,7 @@ class Reserve:
             self._missing.pop()
 
 
-def _write(path: Path, data: bytes, flags: int) -> None:
+def _write(path: str, data: bytes, flags: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o600)
     try:
         if os.write(fd, data) != len(data):  # a full tmpfs takes what fits
@@ -100,7 +101,7 @@ def _write(path: Path, data: bytes, flags: int) -> None:
         os.close(fd)
 
 
-def no_room(path: Path, error: OSError) -> ResourceExhausted:
+def no_room(path: Path | str, error: OSError) -> ResourceExhausted:
     """What a file that cannot be written is for clients."""
     return ResourceExhausted(
         f"cannot write state {path}", cause=str(error), hint="df -h /run; df -i /run; sdshim doctor"

@@ -6,6 +6,7 @@ the unit starts; nothing else of the spec is touched.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -65,8 +66,7 @@ def _read(path: Path) -> bytes:
             raise InvalidArgument(f"{path} is not a regular file")
         if facts.st_size > MAX_CONFIG:
             raise InvalidArgument(f"{path} is larger than {MAX_CONFIG} bytes")
-        with os.fdopen(fd, "rb", closefd=False) as file:
-            return file.read(MAX_CONFIG)
+        return os.read(fd, facts.st_size + 1)
     finally:
         os.close(fd)
 
@@ -115,12 +115,16 @@ def write_spec(bundle: Path, spec: dict[str, Any]) -> None:
 
 def write(bundle: Path, name: str, data: bytes) -> None:
     """Write a file of the bundle atomically, owner only. Raises ResourceExhausted or NotFound."""
-    temporary = bundle / f".{name}.new"
+    temporary = f"{bundle}/.{name}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        temporary.rename(bundle / name)
+        fd = os.open(temporary, flags, 0o600)
+        try:
+            if os.write(fd, data) != len(data):  # a full tmpfs takes what fits
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+        os.rename(temporary, f"{bundle}/{name}")  # noqa: PTH104
     except FileNotFoundError as error:
         raise NotFound(f"bundle {bundle} is gone: not found") from error
     except OSError as error:

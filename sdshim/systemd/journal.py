@@ -15,6 +15,7 @@ the entries of a container, blocking, for the command line and for tests.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import re
@@ -46,6 +47,7 @@ def priority(level: int) -> int:
     return next((number for least, number in _LEVELS if level >= least), 7)
 
 
+@functools.lru_cache(256)
 def field_name(key: str) -> str:
     """A legal journal field: upper case, digits, underscores, beginning with a letter."""
     name = _NOT_IN_NAMES.sub("_", key.upper()).lstrip("_0123456789")[:64]

@@ -203,6 +203,9 @@ class Manager:
     async def set_properties(self, unit: str, properties: Sequence[Property]) -> None:
         typed(properties)
 
+    async def collect(self, unit: str) -> None:
+        self.units.pop(unit, None)
+
     async def when_removed(self, unit: str) -> None:
         return
 
