@@ -61,12 +61,19 @@ def record(state: Path, line: str = "f00 4711 signal killed KILL\n") -> None:
     os.utime(state / "exit", (1_600_000_000, 1_600_000_000))
 
 
-def test_what_the_daemon_left_is_the_answer_without_any_question(node: Node) -> None:
-    (node.bundle / "sdshim.deleted").write_bytes(ANSWER.SerializeToString())
-    node.env["SDSHIM_PYTHON"] = "/bin/false"
-    assert response(node.delete()) == ANSWER
+@pytest.mark.parametrize("pid", [42, 10, 0x0A0A, 92, 37, 255, 1 << 21])  # newlines, \\, %, …
+@pytest.mark.parametrize("status", [0, 7, 10, 255])
+def test_what_the_daemon_left_is_the_answer_without_any_question(
+    node: Node, pid: int, status: int
+) -> None:
+    answer = task_v2_pb2.DeleteResponse(pid=pid, exit_status=status)
+    for time_ns in (1_700_000_000_000_000_010, 10_000_000_000, -62135596800 * 10**9):
+        answer.exited_at.FromNanoseconds(time_ns)
+        (node.bundle / "sdshim.deleted").write_bytes(answer.SerializeToString())
+        node.env["SDSHIM_PYTHON"] = "/bin/false"
+        assert response(node.delete()) == answer
     in_working_directory = node.launch("-namespace", "default", "-id", "c1", "delete")
-    assert response(in_working_directory) == ANSWER
+    assert response(in_working_directory) == answer
 
 
 def test_a_daemon_that_answers_decides(node: Node) -> None:
