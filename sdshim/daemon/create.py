@@ -6,6 +6,7 @@ and judges by what systemd and the disk know (design 5).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -108,12 +109,15 @@ async def _prepare(node: Node, task: Task, planned: Plan) -> None:
     (folder / bundle.DELETED).unlink(missing_ok=True)  # of a Create that has failed
     bundle.write(folder, bundle.TOKEN, me.token.encode())
     node.crash("bundle.written")
+    kept = await streams.hold(node, task)
+    await asyncio.sleep(0)  # systemd takes them while the rest is made
     await _give_spec(node, task, planned)
     node.crash("bundle.written")
     if me.rootfs:
         with contextlib.suppress(FileExistsError):  # (not exist_ok=: it looks at what is mounted)
             (folder / "rootfs").mkdir(mode=0o711)
-    await streams.hold(node, task)
+    for end in kept:
+        await end
     await loggers.start(node, task)
 
 

@@ -131,7 +131,8 @@ def _check_task(task: Task) -> None:
 async def _run(node: Node, call: Call, child: Exec) -> bytes:
     try:
         await loggers.prepare(child, node.config.logger_timeout)
-        await streams.hold(node, child)
+        for end in await streams.hold(node, child):
+            await end
         await loggers.start(node, child)
         result = await _start_unit(node, child, call.peer_pid)
         return await _finish(node, call, child, result)

@@ -422,6 +422,7 @@ async def adopt(node: Node, process: Process) -> None:
     me = process.identity
     if me.log.piped and process.phase is not Phase.EXITED and STDOUT not in process.held.ends:
         with contextlib.suppress(ShimError):
-            await streams.hold(node, process)
+            for end in await streams.hold(node, process):
+                await end
             streams.opened(node, process)
     node.output.attach(process)

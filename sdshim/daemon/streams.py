@@ -15,6 +15,7 @@ from sdshim.stdio import console as terminal
 from sdshim.stdio import fifo, journal, logger, ownership
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from pathlib import Path
 
     from sdshim.core.model import Stdio
@@ -50,8 +51,9 @@ def console(node: Node, task: Process) -> str:
     return str(console_path(node, task)) if task.identity.stdio.terminal else ""
 
 
-async def hold(node: Node, task: Process) -> None:
-    """Open our ends and have systemd keep them, before the unit (and its logger's) starts.
+async def hold(node: Node, task: Process) -> list[Awaitable[None]]:
+    """Open our ends and give them to systemd; what is returned is to be awaited before the unit (or
+    its logger's) starts: systemd has them then.
 
     Ends that came back from the fd store are kept as they are. Raises ResourceExhausted when new
     ones are more than there is room for.
@@ -75,13 +77,11 @@ async def hold(node: Node, task: Process) -> None:
     node.crash("streams.opened")
     # FDPOLL=0: systemd would drop a FIFO whose peer hangs up (units 7). A CloseIO that came while
     # there was a wait for room has let go of stdin.
-    kept = [
+    return [
         node.keeper.keep(fd_name(task, stream), held.ends[stream], poll=False)
         for stream in fresh
         if stream in held.ends
     ]
-    for one in kept:
-        await one
 
 
 def take(task: Process, stream: str, fd: int) -> None:

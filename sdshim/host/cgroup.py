@@ -12,7 +12,7 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 def unified(root: Path = CGROUP_ROOT) -> bool:
     """True on cgroup v2, False on hybrid v1."""
-    return (root / "cgroup.controllers").exists()
+    return os.access(f"{root}/cgroup.controllers", os.F_OK)
 
 
 def hierarchy(root: Path = CGROUP_ROOT) -> Path:

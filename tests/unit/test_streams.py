@@ -43,7 +43,12 @@ def test_stdin_may_be_closed_while_room_for_the_streams_is_asked_for(tmp_path: P
     store = SimpleNamespace(folder=lambda _me: tmp_path)
     node: Any = SimpleNamespace(store=store, keeper=keeper, crash=lambda _name: None)
     keeper.meanwhile = lambda: streams.close_stdin(node, process)
-    asyncio.run(streams.hold(node, process))
+
+    async def hold() -> None:
+        for kept in await streams.hold(node, process):
+            await kept
+
+    asyncio.run(hold())
     assert sorted(keeper.names) == [f"io.t0.{OPENING}", f"io.t0.{STDOUT}"]
     assert STDIN not in process.held.ends
     process.held.close_all()
