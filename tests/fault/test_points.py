@@ -40,8 +40,8 @@ COSTLY = MappingProxyType(
 )
 """The two moments whose death costs something: only scenes that expect that have them."""
 ENOUGH = (
-    "create", "create with mounts", "create with a terminal", "a request of 3 MiB", "listen",
-    "connect",
+    "create", "create with mounts", "create with a terminal", "a request of 3 MiB", "update",
+    "listen", "connect",
 )  # fmt: skip
 """Scenes that pass every point together."""
 OWN = MappingProxyType(
