@@ -17,11 +17,13 @@ umask 022 # whatever root's is: root runs what lies here, everybody may call it
 # OpenTelemetry's protocol package needs protobuf 5, Debian has 3.21: one interpreter can hold only
 # one, so protobuf comes from here too, deps stand before the system's packages on sys.path, and
 # our own generated code uses that same one.  With --no-deps all is the system's, without OTLP.
+# dbus-next is the system's if it has it: pure Python, the same release everywhere.
 requirements='protobuf>=5.26
 opentelemetry-sdk>=1.27
 opentelemetry-exporter-otlp-proto-http>=1.27
 grpcio>=1.63
 opentelemetry-exporter-otlp-proto-grpc>=1.27'
+dbus_requirement='dbus-next>=0.2.3'
 
 fail() {
     echo "install.sh: $*" >&2
@@ -121,8 +123,13 @@ pip() {
 install_deps() {
     version=$(target_python -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
         fail "$python does not run in ${destdir:-/}"
+    wanted=$requirements
+    if ! target_python -c 'import dbus_next' 2>/dev/null; then
+        wanted="$wanted
+$dbus_requirement"
+    fi
     stamp="python $version
-$requirements"
+$wanted"
     if [ "$(cat "$lib/deps/.stamp" 2>/dev/null)" = "$stamp" ]; then
         echo "dependencies: already there"
         return
@@ -138,7 +145,7 @@ $requirements"
         --abi "cp$(echo "$version" | tr -d .)" --abi abi3 --abi none \
         --platform "manylinux_2_28_$machine" --platform "manylinux_2_17_$machine" \
         --platform "manylinux2014_$machine" --platform "manylinux1_$machine" \
-        $requirements) || { rm -rf "$lib/deps.new"; fail "pip could not install the dependencies"; }
+        $wanted) || { rm -rf "$lib/deps.new"; fail "pip could not install the dependencies"; }
     rm -rf "$lib/deps.new/bin"
     # Where the system's `google` has an __init__, a namespace without one would lose to it.
     [ -d "$lib/deps.new/google" ] && : >"$lib/deps.new/google/__init__.py"
@@ -287,7 +294,7 @@ uninstall() {
 
 case $action in
 help) usage ;;
-list) printf '%s\n' "$requirements" ;;
+list) printf '%s\n' "$requirements" "$dbus_requirement" ;;
 uninstall) uninstall ;;
 install)
     [ -d "$source/sdshim" ] || fail "no sdshim package beside $0"

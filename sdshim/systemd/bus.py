@@ -1,10 +1,14 @@
-"""The D-Bus connection; `wire` and `codec` are its pure half.
+"""The D-Bus connection: with `wire`, its pure half, the one importer of dbus-next.
 
 Owns one connection to the system bus, its match rules, the calls in flight, and the task that dials
 again when the bus goes away. Nothing here knows systemd; `manager` does.
 
-An asyncio transport carries the bytes, frames are cut before they are decoded (`codec`), so that
-one that cannot be costs one message, and calls have futures of ours.
+dbus-next gives the wire format (`Message`, `Variant`, its unmarshaller) and nothing more. Its
+`MessageBus` (0.2.3, the last release) is not used, for three faults a daemon cannot live with:
+end of file during authentication spins for ever inside the event loop (`_auth_readline`); a full
+socket buffer between two messages ends the connection with BlockingIOError (`write_callback`);
+one message that cannot be decoded ends it too, and its socket is never closed. Here an asyncio
+transport carries the bytes, frames are cut before they are decoded, and calls have futures of ours.
 
 Lifetimes: `Bus.connect()` to `Bus.close()`. A lost connection fails every call in flight with
 `Uncertain` (it may have been carried out: look, then decide). A call made during an outage waits a
@@ -25,9 +29,9 @@ import socket
 from array import array
 from typing import TYPE_CHECKING, Any
 
+from dbus_next import Message, MessageFlag, MessageType
+
 from sdshim.core.points import nowhere
-from sdshim.systemd import codec
-from sdshim.systemd.codec import Message
 from sdshim.systemd.errors import (
     DBUS,
     DISCONNECTED,
@@ -41,9 +45,12 @@ from sdshim.systemd.errors import (
 from sdshim.systemd.wire import (
     Rule,
     Signal,
+    decode,
     frame_length,
     headers_only,
     label,
+    listed,
+    plain,
     socket_paths,
 )
 
@@ -74,7 +81,7 @@ class _Link(asyncio.Protocol):
         self._buffer = bytearray()
         self._greeted = False
         self._serial = 0
-        self._pending: dict[int, tuple[asyncio.Future[Any], Message]] = {}
+        self._pending: dict[int, tuple[asyncio.Future[Any], Any]] = {}
 
     @property
     def alive(self) -> bool:
@@ -141,57 +148,50 @@ class _Link(asyncio.Protocol):
     def _receive(self, frame: bytes) -> None:
         fault = None
         try:
-            message = codec.decode(frame)
-        except ValueError as error:  # one message, not the bus
+            message = decode(frame)
+        except Exception as error:  # whatever the library makes of it: one message, not the bus
             fault = f"the reply cannot be decoded: {error!r}"
             try:
-                message = codec.decode(headers_only(frame))
-            except ValueError:
+                message = decode(headers_only(frame))
+            except Exception:
                 log.exception("D-Bus message of %d bytes cannot be decoded", len(frame))
                 return
-        kind = message.kind
-        if kind in (codec.METHOD_RETURN, codec.ERROR):
+        kind = message.message_type
+        if kind in (MessageType.METHOD_RETURN, MessageType.ERROR):
             self._reply(message, fault)
         elif fault:
             log.error("D-Bus %s from %s: %s", message.member, message.sender, fault)
-        elif kind == codec.SIGNAL:
+        elif kind is MessageType.SIGNAL:
             self._bus._dispatch(
-                Signal(message.path, message.interface, message.member, message.body)
+                Signal(message.path, message.interface, message.member, plain(message.body))
             )
-        elif not message.flags & codec.NO_REPLY_EXPECTED:
-            answer = Message(
-                codec.ERROR,
-                error_name=f"{DBUS}.Error.UnknownMethod",
-                reply_serial=message.serial,
-                destination=message.sender,
-                signature="s",
-                body=["this program offers no methods"],
-            )
-            self._send(answer)
+        elif not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+            text = "this program offers no methods"
+            name = f"{DBUS}.Error.UnknownMethod"
+            self._send(Message.new_error(message, name, text))
 
-    def _reply(self, message: Message, fault: str | None) -> None:
-        pending = self._pending.pop(message.reply_serial, None)
-        if pending is None or pending[0].done():  # the caller has gone (timeout, cancelled)
+    def _reply(self, message: Any, fault: str | None) -> None:
+        future, call = self._pending.pop(message.reply_serial, (None, None))
+        if future is None or future.done():  # the caller has gone (timeout, cancelled)
             return
-        future, call = pending
-        if message.kind == codec.ERROR:
+        if message.message_type is MessageType.ERROR:
             text = message.body[0] if message.body and isinstance(message.body[0], str) else ""
             future.set_exception(error_from(message.error_name, text, label(call)))
         elif fault:
             name = f"{DBUS}.Error.InconsistentMessage"
             future.set_exception(Uncertain(name, fault, label(call)))
         else:
-            future.set_result(message.body)
+            future.set_result(plain(message.body))
 
-    def _send(self, message: Message) -> int:
+    def _send(self, message: Any) -> int:
         data = self._marshalled(message)
         assert self._transport is not None
         self._transport.write(data)
         return self._serial
 
-    async def _send_with_descriptors(self, message: Message) -> int:
+    async def _send_with_descriptors(self, message: Any) -> int:
         """They go with the first byte, so nothing of ours may wait in front of it."""
-        extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", message.fds))]
+        extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", message.unix_fds))]
         while True:
             await self._flushed.wait()
             data = self._marshalled(message)
@@ -206,26 +206,26 @@ class _Link(asyncio.Protocol):
         self._transport.write(data[sent:])
         return self._serial
 
-    def _marshalled(self, message: Message) -> bytes:
+    def _marshalled(self, message: Any) -> bytes:
         """The message with the next serial number."""
         if self._transport is None or self._transport.is_closing():
             raise NotDelivered(NO_SERVER, "the bus connection is lost", label(message))
         self._serial = self._serial % 0xFFFFFFFF + 1
         message.serial = self._serial
         try:
-            data = codec.encode(message)
+            data: bytes = message._marshall(negotiate_unix_fd=bool(message.unix_fds))
         except ValueError as error:  # a value that its signature does not allow
             name = f"{DBUS}.Error.InvalidArgs"
             raise BadProperty(name, str(error), label(message)) from error
         return data
 
-    async def call(self, message: Message, timeout: float) -> list[Any]:  # noqa: ASYNC109
+    async def call(self, message: Any, timeout: float) -> list[Any]:  # noqa: ASYNC109
         """Send a method call and wait for its answer; a cancelled wait leaves nothing behind."""
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         serial = 0
         try:
             async with asyncio.timeout(timeout):
-                if message.fds:
+                if message.unix_fds:
                     serial = await self._send_with_descriptors(message)
                 else:
                     serial = self._send(message)
@@ -302,15 +302,18 @@ class Bus:
     ) -> list[Any]:
         """Call a method; the answer's body with variants unwrapped. Errors are `BusError`s. A value
         of type ``h`` in the body is an index into `fds`, whose copies go along."""
-        message = Message(
-            path=path,
-            interface=interface,
-            member=member,
-            destination=destination,
-            signature=signature,
-            body=list(body),
-            fds=list(fds),
-        )
+        try:
+            message = Message(
+                destination=destination,
+                path=path,
+                interface=interface,
+                member=member,
+                signature=signature,
+                body=listed(body),
+                unix_fds=list(fds),
+            )
+        except (TypeError, ValueError) as error:  # dbus-next's checks of names and signatures
+            raise BadProperty(f"{DBUS}.Error.InvalidArgs", str(error), member) from error
         while True:
             if self._link is None:
                 await self._wait_for_link()  # without a slot: so it is bounded for everyone
@@ -441,7 +444,7 @@ class Bus:
                         log.exception("handler of signal %s", signal.member)
 
 
-def _to_bus(member: str, signature: str = "", body: Sequence[object] = ()) -> Message:
+def _to_bus(member: str, signature: str = "", body: Sequence[object] = ()) -> Any:
     return Message(
         destination=DBUS,
         path=DBUS_PATH,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from dbus_next import Variant
+from dbus_next._private.unmarshaller import Unmarshaller
+
 from sdshim.core.errors import InvalidArgument
-from sdshim.systemd import codec
 from sdshim.systemd.errors import DBUS, BadProperty
 
 if TYPE_CHECKING:
@@ -54,25 +57,48 @@ class Rule:
 
 
 def typed(properties: Sequence[tuple[str, str, object]]) -> list[object]:
-    """(name, signature, value) as the body of an ``a(sv)``. The value of a descriptor (``h``) is
-    its number here; `descriptors` go along with the message. Raises BadProperty."""
+    """(name, signature, value) as the body of an ``a(sv)``; tuples in a value serve as structs. The
+    value of a descriptor (``h``) is its number here; `descriptors` go along with the message."""
     packed: list[object] = []
     passed = 0
     for name, signature, value in properties:
         if signature == "h":
             value, passed = passed, passed + 1
-        variant = codec.Variant(signature, value)
         try:
-            codec.check(variant)
+            packed.append([name, Variant(signature, listed(value))])
         except ValueError as error:
             raise BadProperty(f"{DBUS}.Error.InvalidArgs", str(error), name) from error
-        packed.append([name, variant])
     return packed
 
 
 def descriptors(properties: Sequence[tuple[str, str, Any]]) -> list[int]:
     """The descriptors among the values, in the order in which `typed` counts them."""
     return [value for _, signature, value in properties if signature == "h"]
+
+
+def listed(value: object) -> object:
+    """The same with lists for tuples, at every depth: what the marshaller takes for structs."""
+    if isinstance(value, tuple | list):
+        return [listed(item) for item in value]
+    if isinstance(value, dict):
+        return {key: listed(item) for key, item in value.items()}
+    return value
+
+
+def plain(value: Any) -> Any:
+    """The same without variants."""
+    if isinstance(value, Variant):
+        return plain(value.value)
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def decode(frame: bytes) -> Any:
+    """The Message in a whole frame. Raises whatever the library makes of a faulty one."""
+    return Unmarshaller(io.BytesIO(frame)).unmarshall()
 
 
 def frame_length(head: bytes | bytearray) -> int:
@@ -107,7 +133,7 @@ def socket_paths(address: str) -> list[str]:
     return paths
 
 
-def label(call: codec.Message) -> str:
+def label(call: Any) -> str:
     """The call in error texts: its member and short plain arguments, never property values."""
     words = [call.member, *(a for a in call.body if isinstance(a, str) and len(a) <= 255)]
     return " ".join(words)

@@ -16,7 +16,7 @@ from dbus_next._private.unmarshaller import Unmarshaller
 from hypothesis import strategies as st
 
 from sdshim.core.errors import Internal, ShimError
-from sdshim.systemd import codec, signals
+from sdshim.systemd import signals
 from sdshim.systemd.bus import Bus, _Link
 from sdshim.systemd.manager import Manager
 from tests.fuzz.kit import Fault, HurriedLoop, Target, no_surprise, pieces
@@ -129,8 +129,8 @@ async def _hear(data: bytes) -> None:
         raise Fault(f"{len(link._buffer)} bytes are kept of a dead connection")
 
 
-def _ping() -> codec.Message:
-    return codec.Message(
+def _ping() -> Any:
+    return Message(
         destination=SYSTEMD, path=PATH, interface="org.freedesktop.DBus.Peer", member="Ping"
     )
 

@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, cast
 
+from dbus_next import Message
 from hypothesis import strategies as st
 
 from sdshim.core import names
@@ -19,7 +20,6 @@ from sdshim.core.unitspec import ExecUnit, HostFacts, InitUnit, exec_properties,
 from sdshim.daemon import plan
 from sdshim.pb import task_v2_pb2 as pb
 from sdshim.runtime import bundle
-from sdshim.systemd import codec
 from sdshim.systemd.wire import typed
 from sdshim.ttrpc.server import Call, CallKey
 from tests.fuzz.kit import Fault, Target, no_surprise
@@ -40,7 +40,7 @@ _HOSTS = (HostFacts(252, True, "/l"), HostFacts(257, False, "/l"), HostFacts(262
 def on_the_wire(properties: Sequence[Property]) -> None:
     """Properties must fit their D-Bus types, and no text may hold a NUL."""
     body = ["x.service", "fail", typed(properties), []]
-    message = codec.Message(
+    message = Message(
         destination="a.b",
         path="/",
         interface="a.b",
@@ -48,7 +48,8 @@ def on_the_wire(properties: Sequence[Property]) -> None:
         signature="ssa(sv)a(sa(sv))",
         body=body,
     )
-    codec.encode(message)
+    message.serial = 1
+    message._marshall()
     for name, _, value in properties:
         if name in ("Description", "Slice", "SyslogIdentifier") and not value.isprintable():
             raise Fault(f"{name}={value!r}")

@@ -21,6 +21,7 @@ ALLOWED = {
     "launcher": {"launcher"},
 }
 ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
+    "dbus_next": ("sdshim/systemd/bus.py", "sdshim/systemd/wire.py"),
     "systemd": "sdshim/systemd/journal.py",
     "opentelemetry": "sdshim/telemetry/",
 }

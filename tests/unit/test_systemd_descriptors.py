@@ -9,11 +9,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from dbus_next import Message
 
 from sdshim.systemd.bus import Bus
-from sdshim.systemd.codec import METHOD_RETURN, Message, decode, encode
 from sdshim.systemd.errors import Uncertain
-from sdshim.systemd.wire import descriptors, frame_length, typed
+from sdshim.systemd.wire import decode, descriptors, frame_length, typed
 from tests.unit.test_systemd_fake import fake_bus
 
 if TYPE_CHECKING:
@@ -59,10 +59,11 @@ class SlowBus:
                     self._answer(peer, message, fds[:count])
                     del fds[:count]
 
-    def _answer(self, peer: socket.socket, call: Message, passed: list[int]) -> None:
+    def _answer(self, peer: socket.socket, call: Any, passed: list[int]) -> None:
         self.got.append((call.member, call.body, passed))
-        reply = Message(METHOD_RETURN, reply_serial=call.serial, signature="s", body=[":1.1"])
-        peer.send(encode(reply))
+        reply = Message.new_method_return(call, "s", [":1.1"])
+        reply.serial = len(self.got)
+        peer.send(reply._marshall())
         if call.member == "Hello":
             self.read.wait()
 
