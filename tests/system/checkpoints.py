@@ -67,18 +67,21 @@ def say(bundle: Bundle, data: bytes) -> None:
     os.write(bundle.ends["stdin"], data)
 
 
-def to_restore(rig: Rig, id_: str, checkpoint: str = IMAGES, **fields: Any) -> Bundle:
+def to_restore(
+    rig: Rig, id_: str, checkpoint: str = IMAGES, notes: dict[str, str] | None = None, **fields: Any
+) -> Bundle:
     """A container whose Create names a checkpoint: with streams, and its rootfs is mounted."""
-    bundle, call = begin_restore(rig, id_, checkpoint, **fields)
+    bundle, call = begin_restore(rig, id_, checkpoint, notes, **fields)
     assert call.result(15).pid == 0
     return bundle
 
 
 def begin_restore(
-    rig: Rig, id_: str, checkpoint: str = IMAGES, **fields: Any
+    rig: Rig, id_: str, checkpoint: str = IMAGES, notes: dict[str, str] | None = None, **fields: Any
 ) -> tuple[Bundle, Future[Any]]:
     """The same while Create is under way."""
-    bundle = rig.bundle(id_, spec={**spec_of("sh", "-c", COUNT), "root": {"path": "rootfs"}})
+    spec = {**spec_of("sh", "-c", COUNT), "root": {"path": "rootfs"}, "annotations": notes or {}}
+    bundle = rig.bundle(id_, spec=spec)
     streams = {name: bundle.fifo(name) for name in ("stdin", "stdout", "stderr")}
     mount = types_pb2.Mount(type="bind", source=ROOTFS, options=["rbind", "rw"])
     request = {"bundle": bundle.path, "rootfs": [mount], "checkpoint": checkpoint, **streams}

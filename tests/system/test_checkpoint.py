@@ -131,6 +131,25 @@ def test_a_restored_container_goes_on_where_it_was(rig: Rig, host: Host, folder:
 
 
 @needs_criu
+def test_what_says_itself_when_it_is_ready_is_active_at_once_when_it_is_restored(
+    rig: Rig, host: Host, folder: str
+) -> None:
+    notes = {"io.sdshim.notify": "true"}
+    counting(rig, "old", annotations=notes)
+    assert _unit(host, "old", "ActiveState") == "activating"
+    rig.call("Checkpoint", id="old", path=folder, options=options(exit=True))
+    rig.call("Delete", id="old")
+    new = to_restore(rig, "new", folder, notes)
+    rig.call("Start", id="new")
+    assert (_unit(host, "new", "Type"), _unit(host, "new", "ActiveState")) == ("forking", "active")
+    number = int(new.read_line("stdout"))
+    assert number > 1
+    assert int(new.read_line("stdout")) == number + 1
+    rig.call("Kill", id="new", signal=9)
+    assert rig.call("Wait", id="new").exit_status == 137
+
+
+@needs_criu
 def test_a_process_that_ends_at_its_restore_fails_start_and_says_so(rig: Rig, folder: str) -> None:
     # criu interrupts the sleep: what is restored ends at once
     spec = {**spec_of("sh", "-c", "sleep 1000; exit 7"), "root": WRITABLE}
