@@ -129,6 +129,10 @@ class Questions:
         code, status, pid, time = map(integer, await asyncio.gather(*got))
         return MainExit(code, status, pid, time) if code and time else None
 
+    async def main_exit_time(self, unit: str) -> int:
+        """When the main process ended (µs since 1970); 0 while systemd does not know."""
+        return integer(await self.get_unit_property(unit, "Service", "ExecMainExitTimestamp"))
+
     async def exit_facts(self, unit: str) -> ExitFacts | None:
         """All that is known of the unit's end; None when systemd does not have it (any more).
 
