@@ -25,7 +25,7 @@ from sdshim.core.model import EXIT_UNKNOWN, ExitStatus
 from sdshim.daemon import limits, oom, pause, readiness, stats, terminals, timings, units
 from sdshim.daemon.process import Exec, Task
 from sdshim.host import cgroup
-from sdshim.host.process import Watched
+from sdshim.host.process import Watched, tells_exits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,13 +202,21 @@ async def find_out(node: Node, task: Process, seen_ns: int = 0) -> ExitStatus:
 
 
 async def _from_kernel(node: Node, task: Process, seen_ns: int) -> ExitStatus | None:
-    if task.watched is None:
+    """The time is asked for first: PID 1 reaps before it answers, so the status is there then, and
+    nobody waits for the one after the other."""
+    watched = task.watched
+    if watched is None:
         return None
-    status = await task.watched.wait_status()
-    task.watched.close()
+    try:
+        if not tells_exits():
+            return None
+        time_ns = await _time(node, task)
+        status = await watched.wait_status()
+    finally:
+        watched.close()
     if status is None:
         return None
-    time_ns = await _time(node, task) or seen_ns or time.time_ns()
+    time_ns = time_ns or await _time(node, task) or seen_ns or time.time_ns()
     return exitrecord.from_wait_status(status, time_ns)
 
 
