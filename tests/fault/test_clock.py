@@ -6,13 +6,11 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-import pytest
-
 from sdshim.core.errors import Code
 from sdshim.pb import task_v2_pb2 as pb
 from tests.fault.daemons import limited
+from tests.fault.marks import fault_on
 from tests.fault.strikes import daemon_pid
-from tests.system.conftest import rig
 from tests.system.rawsocket import RawSocket
 from tests.system.taskclient import exec_spec, no_traceback
 
@@ -20,14 +18,7 @@ if TYPE_CHECKING:
     from tests.host import Host
     from tests.system.taskclient import Rig
 
-__all__ = ["rig"]
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.fault,
-    pytest.mark.timeout(60),
-    pytest.mark.roots("self"),  # where libfaketime is
-    pytest.mark.cgroup("v1"),
-]
+pytestmark = fault_on("self", "v1")  # where libfaketime is
 
 CLOCK = "/tmp/clock"
 LIBRARY = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"

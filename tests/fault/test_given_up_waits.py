@@ -5,24 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from sdshim.core.errors import Code, ShimError
-from tests.system.conftest import rig
+from tests.fault.marks import fault_on
 from tests.system.taskclient import dead_daemon, exec_spec
 
 if TYPE_CHECKING:
     from tests.host import Host
     from tests.system.taskclient import Rig
 
-__all__ = ["rig"]
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.fault,
-    pytest.mark.timeout(60),
-    pytest.mark.roots("self"),
-    pytest.mark.cgroup("v2"),
-]
+pytestmark = fault_on("self", "v2")
 
 
 def test_the_waits_for_a_task_that_was_given_up_without_a_daemon_are_answered(

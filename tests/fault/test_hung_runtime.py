@@ -166,15 +166,20 @@ def test_a_command_that_hangs_is_killed_and_the_task_can_be_deleted(
     _end(rig)
 
 
-@pytest.mark.usefixtures("nobody_notices")
-def test_an_exec_that_hangs_fails_and_its_container_goes_on(
-    rig: Rig, host: Host, runtime: Runtime
-) -> None:
+def _exec_that_hangs(rig: Rig, runtime: Runtime) -> None:
+    """A running container and an exec whose Start will hang."""
     _, fields = _bundle(rig)
     rig.call("Create", **fields)
     rig.call("Start", id="hung")
     runtime.hang("exec")
     rig.call("Exec", id="hung", exec_id="e", spec=exec_spec("true"))
+
+
+@pytest.mark.usefixtures("nobody_notices")
+def test_an_exec_that_hangs_fails_and_its_container_goes_on(
+    rig: Rig, host: Host, runtime: Runtime
+) -> None:
+    _exec_that_hangs(rig, runtime)
     code, text = rig.refused("Start", id="hung", exec_id="e")
     assert code == Code.UNKNOWN
     assert "OCI runtime exec failed" in text
@@ -190,11 +195,7 @@ def test_an_exec_that_hangs_fails_and_its_container_goes_on(
 def test_an_exec_that_hangs_while_its_container_is_killed_holds_that_up_only_for_a_while(
     rig: Rig, host: Host, runtime: Runtime, patient: None, cut: bool
 ) -> None:
-    _, fields = _bundle(rig)
-    rig.call("Create", **fields)
-    rig.call("Start", id="hung")
-    runtime.hang("exec")
-    rig.call("Exec", id="hung", exec_id="e", spec=exec_spec("true"))
+    _exec_that_hangs(rig, runtime)
     start = rig.begin("Start", id="hung", exec_id="e")
     pid, daemon = runtime.pid(), daemon_pid(host)
     ends = [rig.begin("Wait", id="hung", exec_id=who) for who in ("", "e")]
